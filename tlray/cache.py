@@ -1,0 +1,125 @@
+"""Files that are made once and read by many processes: atomic, locked, keyed by content."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+
+def default_cache() -> str:
+    """`$TLRAY_CACHE`, else `~/.cache/tlray`."""
+    return os.environ.get("TLRAY_CACHE") or str(Path.home() / ".cache" / "tlray")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where data, weights and prepared arrays are looked for and kept. Travels with a run, is no part of a Config."""
+
+    data: str | None = field(default_factory=lambda: os.environ.get("TLRAY_DATA"))
+    """Folder of the user's data files (or of `medmnist/`, `mnist/`, ...), searched before the cache."""
+    cache: str = field(default_factory=default_cache)
+    """Folder for downloads, prepared arrays, pretrained weights and frozen features."""
+    offline: bool = False
+    """Never open a socket to look for data or weights."""
+
+    def folder(self, *parts: str) -> Path:
+        """A folder below the cache, made when missing."""
+        path = Path(self.cache, *parts)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def digest(*parts: Any) -> str:
+    """sha256 in hex over bytes (as they are) and anything else (as canonical JSON)."""
+    total = hashlib.sha256()
+    for part in parts:
+        data = bytes(part) if isinstance(part, bytes | memoryview) else json.dumps(part, sort_keys=True).encode()
+        total.update(len(data).to_bytes(8, "little"))
+        total.update(data)
+    return total.hexdigest()
+
+
+def file_digest(path: str | Path, algorithm: str = "sha256") -> str:
+    """Hex digest of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def array_digest(array: Any) -> str:
+    """sha256 in hex of an array's type, shape and values; reads a memory-mapped array in pieces."""
+    total = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    rows = max(1, (1 << 24) // max(1, array[:1].nbytes))
+    for start in range(0, len(array), rows):
+        total.update(array[start : start + rows].tobytes())
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place, synced to disk, when the block ends well; else nothing stays."""
+    path = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        with open(name, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a whole file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically; NaN and infinities become null."""
+    write_bytes(path, json.dumps(finite(value), indent=2, allow_nan=False).encode() + b"\n")
+
+
+def finite(value: Any) -> Any:
+    """The same nested value with plain Python numbers, and None for NaN and infinities."""
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if hasattr(value, "tolist"):
+        return finite(value.tolist())
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value
+
+
+def build_once(folder: str | Path, build: Callable[[Path], None]) -> Path:
+    """Fill `folder` by `build(temporary folder)` unless it is there; whole or not at all, once over all processes.
+
+    Others that ask meanwhile wait. A process that is killed leaves a temporary folder that no reader looks at.
+    """
+    folder = Path(folder)
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if not folder.is_dir():
+            for left in folder.parent.glob(f".{folder.name}.making-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.making-", dir=folder.parent))
+            try:
+                build(temporary)
+                os.replace(temporary, folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return folder

@@ -1,0 +1,96 @@
+"""TorchTrainer round `fit`: gloo on CPUs, NCCL on GPUs, resuming from the newest whole checkpoint after a worker is lost."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from tlray.cache import Places
+from tlray.cluster.resources import Resources
+from tlray.cluster.trial import Job, worker
+from tlray.config import Config
+from tlray.errors import RunError
+from tlray.results import FAILED, NONFINITE, RUNNING, Trial, read_trial, write_trial
+from tlray.training.pretrain import encoder_file, pretrain
+from tlray.training.world import World
+
+LOST_WORKERS = 3
+"""How often a training is started again after it lost a worker."""
+
+
+def torch_trainer(
+    loop: Callable[[dict[str, Any]], None],
+    settings: dict[str, Any],
+    name: str,
+    storage: Path,
+    resources: Resources,
+    callbacks: Sequence[UserCallback] = (),
+) -> TorchTrainer:
+    """A TorchTrainer of `resources.workers` processes that run `loop(settings)`; shows as `name` in the dashboard's Train view.
+
+    Ray would take up an earlier run of that name from its own snapshot; ours are taken up from their checkpoints, so it is cleared.
+    """
+    shutil.rmtree(storage / name, ignore_errors=True)
+    gpu = resources.gpus > 0
+    return TorchTrainer(
+        loop,
+        train_loop_config=settings,
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=resources.processes,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": resources.cpus} | ({"GPU": resources.gpus} if gpu else {}),
+        ),
+        run_config=RunConfig(
+            name=name, storage_path=str(storage), callbacks=list(callbacks), failure_config=FailureConfig(max_failures=LOST_WORKERS)
+        ),
+    )
+
+
+def train_distributed(job: Job, config: Config, number: int = 0) -> Trial:
+    """Train one Config in a TorchTrainer, taking up what an earlier call left; the trial as it ended.
+
+    Raises RunError with the reason when it failed.
+    """
+    try:
+        known = read_trial(job.cell, number)
+    except RunError:
+        known = None
+    if known is None or known.config != config.to_dict():
+        write_trial(job.cell, Trial(number, config.to_dict()))
+    if known is None or known.status == RUNNING:
+        torch_trainer(worker, {"job": job, "number": number}, job.label, job.cell / "ray", job.resources).fit()
+    trial = read_trial(job.cell, number)
+    if trial.status in (FAILED, NONFINITE):
+        raise RunError(f"the training in {job.cell} ended as {trial.status}: {trial.reason}")
+    return trial
+
+
+def _pretrain_worker(settings: dict[str, Any]) -> None:
+    from ray import train as ray_train
+
+    context = ray_train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    places, short = settings["places"], settings["deal_out"]
+    alone = World(0, 1, World.current().device)
+    for index, fields in enumerate(settings["configs"]):
+        config = Config(**fields)
+        if short and index % size != rank:
+            continue
+        pretrain(config, places, alone if short else None)
+
+
+def pretrain_all(configs: Sequence[Config], places: Places, resources: Resources, run: str, storage: Path) -> None:
+    """Make the weights of these pretrainings in one TorchTrainer: each by all workers in turn, or dealt out when there are several.
+
+    Raises RunError when one of them did not come to an end.
+    """
+    settings = {"places": places, "configs": [config.to_dict() for config in configs], "deal_out": len(configs) >= 2 * resources.processes > 2}
+    name = f"{run}-pretraining"
+    torch_trainer(_pretrain_worker, settings, name, storage, resources).fit()
+    for config in configs:
+        if not encoder_file(config, places).is_file():
+            raise RunError(f"pretraining {config.backbone} on {config.task} did not come to an end: see Ray's log of {name}")

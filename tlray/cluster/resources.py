@@ -1,0 +1,90 @@
+"""Pre-flight arithmetic: what trials ask for against what the machine or the cluster has."""
+
+import os
+from dataclasses import dataclass
+
+from tlray.errors import RunError
+from tlray.training.setup import available_threads
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one trial gets and how many run at once.
+
+    workers: 0: `fit` inside the trial's process; N: a TorchTrainer of N workers. cpus, gpus: per process that trains.
+    """
+
+    workers: int
+    concurrent: int
+    cpus: int
+    gpus: float
+
+    @property
+    def processes(self) -> int:
+        """Processes of one trial that train."""
+        return max(1, self.workers)
+
+    def describe(self) -> str:
+        """One line for the plan."""
+        where = "inside the trial's process" if self.workers == 0 else f"in a TorchTrainer of {self.workers} worker{'s' * (self.workers > 1)}"
+        return f"{self.concurrent} at a time, each {where} with {self.cpus} CPU{'s' * (self.cpus > 1)}" + (
+            f" and {self.gpus:g} GPU per process" if self.gpus else ""
+        )
+
+
+def machine() -> dict[str, float]:
+    """CPUs that this process may use and GPUs that torch sees, as Ray names them."""
+    import torch
+
+    return {"CPU": float(available_threads()), "GPU": float(torch.cuda.device_count())}
+
+
+def cluster() -> dict[str, float]:
+    """What the joined cluster has, or may grow to where it declares a maximum."""
+    import ray
+
+    from tlray.cluster.ray_private import declared_maximum
+
+    live, declared = ray.cluster_resources(), declared_maximum() or {}
+    return {name: max(live.get(name, 0.0), float(declared.get(name, 0.0))) for name in ("CPU", "GPU")}
+
+
+def divide(has: dict[str, float], workers: int, concurrent: int | None, cpus: int | None, gpus: float | None) -> Resources:
+    """Fill in what the user left open, and refuse what does not fit.
+
+    Left open: a whole GPU per process where there is one, else none; as many trials at once as there are GPUs, or, without GPUs, one
+    per core up to eight in process, and as many as fit with TorchTrainer; the cores shared out among them.
+
+    Raises RunError with the arithmetic.
+    """
+    processes = max(1, workers)
+    for name, value in (("concurrent", concurrent), ("cpus-per-trial", cpus)):
+        if value is not None and value < 1:
+            raise RunError(f"--{name} {value} is out of range: at least 1")
+    if workers < 0 or (gpus is not None and gpus < 0):
+        raise RunError("--workers-per-trial and --gpus-per-trial cannot be negative")
+    total_cpus, total_gpus = int(has["CPU"]), has["GPU"]
+    gpus = gpus if gpus is not None else (1.0 if total_gpus >= processes else 0.0)
+    if workers > 1 and 0 < gpus < 1:
+        raise RunError(f"--gpus-per-trial {gpus:g} with {workers} workers: several workers cannot share a GPU, give each a whole one")
+    _refuse(processes * (cpus or 1), total_cpus, "CPU", processes, cpus or 1)
+    _refuse(processes * gpus, total_gpus, "GPU", processes, gpus)
+    by_gpu = int(total_gpus / (processes * gpus) + 1e-9) if gpus else None
+    by_cpu = total_cpus // (processes * (cpus or 1))
+    fits = max(1, min(by_cpu, by_gpu) if by_gpu is not None else by_cpu)
+    if concurrent is not None and concurrent > fits:
+        raise RunError(
+            f"--concurrent {concurrent} needs {concurrent * processes * (cpus or 1)} CPUs and {concurrent * processes * gpus:g} GPUs, but "
+            f"{total_cpus} and {total_gpus:g} are there: at most {fits}"
+        )
+    concurrent = concurrent or (fits if gpus else min(8, fits))
+    return Resources(workers, concurrent, cpus or max(1, total_cpus // (concurrent * processes)), gpus)
+
+
+def _refuse(asked: float, has: float, name: str, processes: int, each: float) -> None:
+    if asked > has:
+        place = "the cluster" if os.environ.get("RAY_ADDRESS") else "this machine"
+        raise RunError(
+            f"one trial needs {asked:g} {name}s ({processes} worker{'s' * (processes > 1)} x {each:g}), but {place} has {has:g}: "
+            f"lower --workers-per-trial or --{name.lower()}s-per-trial"
+        )

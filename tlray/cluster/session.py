@@ -1,0 +1,87 @@
+"""One Ray per process: started with the settings that tlray needs, or joined where RAY_ADDRESS names a cluster."""
+
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # every ray.train.report waits for the controller's poll, 2 s by default
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # else the dashboard's Train view is empty
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # else relative paths of the user break in the trials
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the histories in the checkpoints are the log
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # a trial that still writes when it is stopped must stay reusable
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+"""Environment of the driver and, on an existing cluster, of its workers. Read by Ray when it is imported."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A running Ray.
+
+    dashboard: its address, "" where there is none. token: the file that logs in to it, None where it is open. joined: whether it is
+    somebody's cluster and not one that was started here.
+    """
+
+    dashboard: str
+    token: Path | None
+    joined: bool
+
+
+def apply_settings() -> None:
+    """Set what Ray reads from the environment, unless the user has."""
+    for key, value in SETTINGS.items():
+        os.environ.setdefault(key, value)
+
+
+def token_file() -> Path:
+    """Where Ray keeps the token that logs in to the dashboard."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
+def own_token() -> Path | None:
+    """The token file, made when missing and readable by its owner alone (Ray's own is 0644); None where authentication is off."""
+    if os.environ.setdefault("RAY_AUTH_MODE", "token").lower() != "token":
+        return None
+    path = token_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError), open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    path.chmod(0o600)
+    return path
+
+
+@contextlib.contextmanager
+def started(cpus: int | None = None) -> Iterator[Session]:
+    """Ray for the length of the block: joined where RAY_ADDRESS is set or Ray already runs in this process, else started here.
+
+    Args:
+        cpus: CPUs that a Ray started here hands out; None: as many as the process may use.
+    """
+    apply_settings()
+    import ray
+
+    from tlray.cluster.ray_private import dashboard_url
+
+    token = token_file() if os.environ.get("RAY_AUTH_MODE") == "token" else None
+    if ray.is_initialized():
+        yield Session(dashboard_url(), token, joined=True)
+        return
+    joined = bool(os.environ.get("RAY_ADDRESS"))
+    if joined:
+        ray.init(runtime_env={"env_vars": SETTINGS}, logging_level=logging.ERROR, log_to_driver=False)
+    else:
+        from tlray.training.setup import available_threads
+
+        token = own_token()
+        ray.init(num_cpus=cpus or available_threads(), include_dashboard=True, logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        yield Session(dashboard_url(), token, joined)
+    finally:
+        ray.shutdown()

@@ -1,0 +1,139 @@
+"""One trial, two ways: `fit` inside the trial's own process, or a TorchTrainer round it. Both leave the same files."""
+
+import logging
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tlray.cache import Places, write_bytes
+from tlray.cluster.monitoring import TrialGauges
+from tlray.cluster.resources import Resources
+from tlray.config import Config
+from tlray.errors import NonFiniteLoss, UserError
+from tlray.results import FAILED, FINISHED, NONFINITE, end_trial, read_trial, trial_folder
+from tlray.training.checkpoint import newest_checkpoint, save_checkpoint
+from tlray.training.fit import Epoch, chance_level, fit
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every trial of one cell shares.
+
+    run: the run's name. cell: its folder, on storage that all nodes see. label: "<run>-<task>-<backbone>", under which it shows.
+    """
+
+    run: str
+    cell: Path
+    label: str
+    places: Places
+    resources: Resources
+
+
+def train(job: Job, number: int, config: Config, report: Callable[[dict[str, Any]], None], lead: bool = True) -> None:
+    """Train one trial from where its newest checkpoint stands, write what becomes of it, and report every epoch.
+
+    Every rank calls it, the one with `lead` writes. A non-finite loss and a user's error end the trial with their reason; other
+    errors are raised.
+    """
+    gauges = TrialGauges(job, number) if lead else None
+    checkpoints = trial_folder(job.cell, number) / "checkpoints"
+    resume = newest_checkpoint(checkpoints)
+    history: list[dict[str, Any]] = resume.meta["history"] if resume else []
+
+    def end(status: str, reason: str = "", chance: float | None = None) -> None:
+        if lead:
+            end_trial(job.cell, number, status, history, reason, chance)
+
+    try:
+        for epoch in fit(config, job.places, resume=resume):
+            history = epoch.history
+            if lead:
+                save_checkpoint(checkpoints, epoch.state())
+            if gauges:
+                gauges.epoch(epoch)
+            if epoch.last:
+                end(FINISHED)
+            report(_result(epoch))
+        if resume and history is resume.meta["history"]:
+            end(FINISHED)  # killed between its last checkpoint and the note that it had finished
+    except NonFiniteLoss as error:
+        end(NONFINITE, str(error), chance_level(config, job.places))
+    except UserError as error:
+        end(FAILED, str(error))
+
+
+def _result(epoch: Epoch) -> dict[str, Any]:
+    """What the tuner is told: `best` is the running best of the monitor, so a stopped trial is judged by its best epoch."""
+    return {
+        "epoch": epoch.number,
+        "best": epoch.metrics["best"],
+        "last": epoch.last,
+        "in_last_phase": epoch.phase == epoch.phases - 1,
+    }
+
+
+def in_process(job: Job) -> Callable[[dict[str, Any]], None]:
+    """A Tune function that trains in its own process; one process serves many trials."""
+
+    def trial(config: dict[str, Any]) -> None:
+        from ray import tune
+
+        number = config["number"]
+        _limit_gpu_memory(job.resources.gpus)
+        try:
+            train(job, number, Config(**read_trial(job.cell, number).config), tune.report)
+        except Exception as error:
+            fail(job, number, error)
+
+    trial.__name__ = trial.__qualname__ = job.label
+    return trial
+
+
+def _limit_gpu_memory(share: float) -> None:
+    """Ray hands out a share of a GPU but does not limit its memory; torch does."""
+    import torch
+
+    if 0 < share < 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(share)
+
+
+def fail(job: Job, number: int, error: BaseException) -> None:
+    """End a trial as failed, with one line of reason in the table and the traceback beside it."""
+    folder = trial_folder(job.cell, number)
+    write_bytes(folder / "error.txt", "".join(traceback.format_exception(error)).encode())
+    newest = newest_checkpoint(folder / "checkpoints")
+    reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    end_trial(job.cell, number, FAILED, newest.meta["history"] if newest else [], reason[:300])
+
+
+def worker(settings: dict[str, Any]) -> None:
+    """What each TorchTrainer worker of a trial runs."""
+    from ray import train as ray_train
+
+    job, number = settings["job"], settings["number"]
+    lead = ray_train.get_context().get_world_rank() == 0
+    train(job, number, Config(**read_trial(job.cell, number).config), ray_train.report, lead)
+
+
+def distributed(job: Job) -> Callable[[dict[str, Any]], None]:
+    """A Tune function that drives a TorchTrainer; it does no work itself and needs no CPU."""
+
+    def trial(config: dict[str, Any]) -> None:
+        from ray.tune.integration.ray_train import TuneReportCallback
+
+        from tlray.cluster.distributed import torch_trainer
+
+        number = config["number"]
+        try:
+            name = f"{job.label}-{number:04d}"
+            settings = {"job": job, "number": number}
+            torch_trainer(worker, settings, name, job.cell / "ray", job.resources, [TuneReportCallback()]).fit()
+        except Exception as error:
+            fail(job, number, error)
+
+    trial.__name__ = trial.__qualname__ = job.label
+    return trial

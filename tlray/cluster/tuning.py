@@ -1,0 +1,231 @@
+"""Many trials on Ray Tune: a search (Optuna TPE and ASHA) or a full grid. The trials' files are the truth, Tune only runs them.
+
+Nothing of Tune's own state is read after a resume: the study, the rungs and the queue are rebuilt from the trials' files.
+"""
+
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from tlray.cluster.monitoring import cell_gauges
+from tlray.cluster.sampler import Sampler
+from tlray.cluster.trial import Job, distributed, fail, in_process
+from tlray.config import Config
+from tlray.errors import RunError
+from tlray.results import STOPPED, Trial, end_trial, read_trial, read_trials, trial_folder, write_trial
+from tlray.training.checkpoint import found, newest_checkpoint
+
+log = logging.getLogger(__name__)
+GRACE_EPOCHS, REDUCTION = 2, 2
+
+
+class Listener(Protocol):
+    """Hears how a cell goes on."""
+
+    def trial_started(self, cell: str, trial: Trial) -> None: ...
+    def epoch_ended(self, cell: str, number: int, result: dict[str, Any]) -> None: ...
+    def trial_ended(self, cell: str, trial: Trial) -> None: ...
+
+
+@dataclass
+class Book:
+    """The trials of one cell as the driver knows them; every change is on disk before it counts."""
+
+    job: Job
+    minimise: bool
+    listener: Listener | None = None
+    trials: dict[int, Trial] = field(default_factory=dict)
+    stopped: set[int] = field(default_factory=set)
+
+    def open(self) -> None:
+        """Read what an earlier driver left, with the histories of trials that had not ended."""
+        for trial in read_trials(self.job.cell):
+            newest = None if trial.ended else newest_checkpoint(trial_folder(self.job.cell, trial.number) / "checkpoints")
+            self.trials[trial.number] = replace(trial, history=newest.meta["history"]) if newest else trial
+
+    def begin(self, number: int, config: Config, arm: str = "") -> None:
+        """Note that a trial was suggested."""
+        self.trials[number] = Trial(number, config.to_dict(), arm=arm)
+        write_trial(self.job.cell, self.trials[number])
+
+    def end(self, number: int, error: bool = False) -> None:
+        """Note what became of a trial that Tune has let go of; one that was cut off by an interrupt stays running."""
+        trial = read_trial(self.job.cell, number)
+        if not trial.ended and number in self.stopped:
+            newest = newest_checkpoint(trial_folder(self.job.cell, number) / "checkpoints")
+            trial = end_trial(self.job.cell, number, STOPPED, newest.meta["history"] if newest else [], "behind the others at its rung")
+        elif not trial.ended and error:
+            fail(self.job, number, RunError("its process was lost more often than it may be"))
+            trial = read_trial(self.job.cell, number)
+        self.trials[number] = trial
+        self.sweep(keep=number)
+        self.show()
+        if self.listener and trial.ended:
+            self.listener.trial_ended(self.job.cell.name, trial)
+
+    def sweep(self, keep: int | None = None) -> None:
+        """Delete the checkpoints of ended trials but the winner's; `keep` may still be written by a process that is being stopped."""
+        from tlray.results import winner
+
+        best = winner([trial for trial in self.trials.values() if trial.ended], self.minimise)
+        for number, trial in self.trials.items():
+            if trial.ended and number != keep and (best is None or number != best[0].number):
+                for _, path in found(trial_folder(self.job.cell, number) / "checkpoints"):
+                    path.unlink(missing_ok=True)
+
+    def show(self) -> None:
+        """Set the gauges."""
+        values = [row["monitor"] for trial in self.trials.values() for row in trial.history]
+        best = None if not values else min(values) if self.minimise else max(values)
+        ended = sum(trial.ended for trial in self.trials.values())
+        cell_gauges(self.job.run, self.job.cell.name, ended, len(self.trials) - ended, best)
+
+
+class Queue(Searcher):
+    """Hands trials to Tune: first those that an earlier driver left unfinished, then new ones up to `total`."""
+
+    def __init__(self, book: Book, total: int, propose: Callable[[int, list[Trial]], tuple[Config, str]], skip: set[int]):
+        super().__init__(metric="best", mode="max")
+        self.book, self.propose = book, propose
+        self.waiting = [number for number in range(total) if not (number in book.trials and book.trials[number].ended)]
+        self.waiting = sorted(set(self.waiting) - skip, key=lambda number: (number not in book.trials, number))
+        self.numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The number of the next trial; its configuration stands in its file."""
+        if not self.waiting:
+            return Searcher.FINISHED
+        number = self.waiting.pop(0)
+        if number not in self.book.trials:
+            known = [self.book.trials[each] for each in sorted(self.book.trials)]
+            self.book.begin(number, *self.propose(number, known))
+        self.numbers[trial_id] = number
+        if self.book.listener:
+            self.book.listener.trial_started(self.book.job.cell.name, self.book.trials[number])
+        self.book.show()
+        return {"number": number}
+
+    def on_trial_result(self, trial_id: str, result: dict) -> None:
+        if self.book.listener and "epoch" in result:
+            self.book.listener.epoch_ended(self.book.job.cell.name, self.numbers[trial_id], result)
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        self.book.end(self.numbers[trial_id], error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the trials' files say it all."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the trials' files say it all."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Known:
+    """As much of a Tune trial as a scheduler looks at; stands for a trial of an earlier driver."""
+
+    def __init__(self, number: int):
+        self.trial_id, self.config = f"number-{number}", {"number": number}
+
+
+class FairASHA(ASHAScheduler):
+    """ASHA (Li et al. 2020, arXiv:1810.05934) whose rungs survive a resume, and that does not stop a trial before its time.
+
+    The first configurations record in the rungs but run to their end; any other trial can be stopped only once an epoch of its last
+    phase is over, else schedules that unfreeze late would be judged by what they are not meant to be good at.
+    """
+
+    def __init__(self, book: Book, immune: int, epochs: int):
+        grace = min(GRACE_EPOCHS, epochs)
+        super().__init__(
+            time_attr="epoch", metric="best", mode="min" if book.minimise else "max", max_t=epochs, grace_period=grace, reduction_factor=REDUCTION
+        )
+        self.book, self.immune = book, immune
+
+    def replay(self) -> set[int]:
+        """Record what the trials of an earlier driver reported, in the order of time; numbers that should have been stopped."""
+        rows = [(row["time"], number, row) for number, trial in self.book.trials.items() for row in trial.history]
+        known: dict[int, _Known] = {}
+        behind = set()
+        for _, number, row in sorted(rows, key=lambda each: each[:2]):
+            trial = self.book.trials[number]
+            if number not in known:
+                known[number] = _Known(number)
+                self.on_trial_add(None, known[number])  # type: ignore[arg-type]
+            last_phase = max(each["phase"] for each in trial.history) == row["phase"] or trial.ended
+            result = {"epoch": row["epoch"], "best": row["best"], "last": False, "in_last_phase": last_phase}
+            if self.on_trial_result(None, known[number], result) == TrialScheduler.STOP and not trial.ended:  # type: ignore[arg-type]
+                behind.add(number)
+        return behind
+
+    def on_trial_result(self, tune_controller, trial, result: dict) -> str:
+        decision = super().on_trial_result(tune_controller, trial, result)
+        number = trial.config["number"]
+        if decision != TrialScheduler.STOP or result.get("last"):
+            return decision
+        if number < self.immune or not result.get("in_last_phase"):
+            return TrialScheduler.CONTINUE
+        self.book.stopped.add(number)
+        return decision
+
+    def on_trial_complete(self, tune_controller, trial, result: dict) -> None:
+        """Nothing: the last result has been recorded when it came."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+def _run(job: Job, queue: Queue, scheduler: TrialScheduler, seconds: float | None) -> None:
+    """Let Tune run what the queue hands out. Tune's own files are of no further use and go to a temporary folder."""
+    inside = job.resources.workers == 0
+    trainable = in_process(job) if inside else distributed(job)
+    asked = {"CPU": job.resources.cpus} | ({"GPU": job.resources.gpus} if job.resources.gpus else {})
+    driver = {"node:__internal_head__": 0.001}  # no CPU, and on the node that does not go away
+    with tempfile.TemporaryDirectory(prefix="tlray-tune-") as folder:
+        tune.Tuner(
+            tune.with_resources(trainable, asked if inside else driver),
+            tune_config=tune.TuneConfig(
+                num_samples=len(queue.waiting), search_alg=queue, scheduler=scheduler, max_concurrent_trials=job.resources.concurrent,
+                time_budget_s=seconds, reuse_actors=inside,
+            ),
+            run_config=tune.RunConfig(name=job.run, storage_path=folder, verbose=0, failure_config=tune.FailureConfig(max_failures=3)),
+        ).fit()  # fmt: skip
+
+
+def search(book: Book, sampler: Sampler, seconds: float | None = None) -> list[Trial]:
+    """Search one cell until `sampler.trials` trials have ended, or the time is over; its trials in the order of their numbers.
+
+    Takes up what an earlier call on the same folder left. A result with running trials, or with fewer than planned, was interrupted.
+    """
+    book.open()
+    scheduler = FairASHA(book, len(sampler.first), sampler.base.epochs)
+    _end_behind(book, scheduler.replay())
+    queue = Queue(book, sampler.trials, lambda number, known: (sampler.propose(number, known), ""), set())
+    return _finish(book, queue, scheduler, seconds)
+
+
+def grid(book: Book, arms: Sequence[tuple[str, Config]], seconds: float | None = None) -> list[Trial]:
+    """Train every (name, Config) of a comparison, each to its end; takes up what an earlier call left."""
+    book.open()
+    queue = Queue(book, len(arms), lambda number, known: (arms[number][1], arms[number][0]), set())
+    return _finish(book, queue, FIFOScheduler(), seconds)
+
+
+def _end_behind(book: Book, numbers: set[int]) -> None:
+    for number in numbers:
+        book.stopped.add(number)
+        book.end(number)
+
+
+def _finish(book: Book, queue: Queue, scheduler: TrialScheduler, seconds: float | None) -> list[Trial]:
+    if queue.waiting:
+        _run(book.job, queue, scheduler, seconds)
+    book.sweep()
+    return [book.trials[number] for number in sorted(book.trials)]

@@ -1,0 +1,141 @@
+"""One training as a generator of epochs. It knows no Ray: a trial, a TorchTrainer worker and a test are a dozen lines around it."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from tlray.cache import Places
+from tlray.config import Config
+from tlray.errors import NonFiniteLoss, RunError
+from tlray.results import rank_key
+from tlray.training.checkpoint import Checkpoint
+from tlray.training.loop import PhaseRunner
+from tlray.training.metrics import evaluate, monitor_value
+from tlray.training.phases import Position, locate
+from tlray.training.setup import Prepared, prepare, set_up_process
+from tlray.training.world import World
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to.
+
+    number: from 1. phase: from 0. phases: how many there are. last: whether training ends with it.
+    metrics: train_loss, train_accuracy, val_<metric>, monitor, best (of the monitor so far), seconds.
+    best: number of the best epoch so far: best monitor, ties by lower validation loss, then by earlier epoch.
+    state: copies the state after this epoch into a Checkpoint when called; valid until the next `next()`.
+    """
+
+    number: int
+    phase: int
+    phases: int
+    last: bool
+    metrics: dict[str, float]
+    best: int
+    history: list[dict[str, Any]]
+    state: Callable[[], Checkpoint]
+
+
+def fit(
+    config: Config, places: Places | None = None, *, resume: Checkpoint | None = None, world: World | None = None
+) -> Iterator[Epoch]:
+    """Train `config` and yield every Epoch; with `resume`, those after the checkpoint's, bit-equal to the uninterrupted run's.
+
+    Inside an initialised torch.distributed group every rank calls it and gets equal metrics; `world` may name one process alone there.
+
+    Raises ConfigError, DataError, WeightsError or NotPrepared before the first epoch, RunError when `resume` belongs to another
+    training, NonFiniteLoss when the loss or the outputs stop being finite.
+    """
+    places, world = places or Places(), world or World.current()
+    set_up_process(config)
+    prepared = prepare(config, places)
+    prepared.model.to(world.device)
+    history: list[dict[str, Any]] = load(prepared, resume) if resume else []
+    runner, phase = None, -1
+    while (at := _locate(prepared, history)) is not None:
+        started = time.monotonic()
+        set_up_process(config)  # another training may have run in this process since the last epoch
+        if at.phase != phase:
+            runner, phase = PhaseRunner(prepared, prepared.plan[at.phase], world, places), at.phase
+            if resume and at.done:
+                load_optimizer(prepared, runner, resume)
+            resume = None
+        assert runner is not None
+        history = [*history, _run_epoch(prepared, runner, at, history, started)]
+        best = min(history, key=lambda row: rank_key(row, config.minimise))["epoch"]
+        metrics = {key: value for key, value in history[-1].items() if key not in ("epoch", "phase")}
+        last = _locate(prepared, history) is None
+        state = _state_of(prepared, runner, history, best)
+        yield Epoch(len(history), at.phase, len(prepared.plan), last, metrics, best, history, state)
+
+
+def chance_level(config: Config, places: Places) -> float:
+    """The monitor that equal probabilities for every class would get on validation; what a sampler is told about a trial without one."""
+    prepared = prepare(replace(config, weights="none", unfreeze="full"), places)
+    labels = np.asarray(prepared.val_split.labels[prepared.val])
+    classes = len(prepared.task.classes)
+    value = 0.5 if prepared.task.kind == "multilabel" else 1 / classes
+    return monitor_value(evaluate(prepared.task.kind, np.full((len(labels), classes), value), labels), config.monitor)
+
+
+def _locate(prepared: Prepared, history: list[dict[str, Any]]) -> Position | None:
+    scores = [(row["phase"], row["monitor"]) for row in history]
+    return locate(prepared.plan, scores, prepared.config.patience, prepared.config.minimise)
+
+
+def _run_epoch(prepared: Prepared, runner: PhaseRunner, at: Position, history: list[dict], started: float) -> dict[str, Any]:
+    config, number = prepared.config, len(history) + 1
+    in_phase = [row["monitor"] for row in history if row["phase"] == at.phase]
+    row: dict[str, Any] = {"epoch": number, "phase": at.phase, "cached": runner.cached}
+    row |= runner.train_epoch(number, at.done, in_phase)
+    row |= runner.validate(number)
+    row["monitor"] = monitor_value({key.removeprefix("val_"): value for key, value in row.items()}, config.monitor)
+    if row["monitor"] != row["monitor"]:
+        raise NonFiniteLoss(f"the monitor {config.monitor} is not a number in epoch {number}")
+    values = [each["monitor"] for each in history] + [row["monitor"]]
+    row["best"] = min(values) if config.minimise else max(values)
+    row["seconds"], row["time"] = time.monotonic() - started, time.time()
+    return row
+
+
+def _trained_stages(prepared: Prepared, phase: int) -> list[str]:
+    """Stages that have trained in this phase or an earlier one, bottom to top."""
+    opened = {name for each in prepared.plan[: phase + 1] for name in each.trainable}
+    return [name for name in prepared.model.backbone.stage_names if name in opened]
+
+
+def _state_of(prepared: Prepared, runner: PhaseRunner, history: list[dict], best: int) -> Callable[[], Checkpoint]:
+    def state() -> Checkpoint:
+        kept = ("head.", *(f"backbone.{name}." for name in _trained_stages(prepared, history[-1]["phase"])))
+        tensors = {f"model.{key}": value for key, value in prepared.model.state_dict().items() if key.startswith(kept)}
+        for index, values in runner.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items() if torch.is_tensor(value)}
+        meta = {"config": prepared.config.to_dict(), "epoch": len(history), "history": history, "encoder": prepared.encoder, "best": best}
+        return Checkpoint({key: value.detach().cpu().clone() for key, value in tensors.items()}, meta)
+
+    return state
+
+
+def load(prepared: Prepared, checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Give the prepared model a checkpoint's weights; returns its history. RunError when it belongs to another training."""
+    if checkpoint.meta["config"] != prepared.config.to_dict():
+        raise RunError("the checkpoint belongs to another configuration; start a run of another name")
+    if checkpoint.meta["encoder"] != prepared.encoder:
+        raise RunError(f"the weights {prepared.config.weights!r} have changed since the checkpoint was written: put the old ones back")
+    tensors = {key.removeprefix("model."): value for key, value in checkpoint.tensors.items() if key.startswith("model.")}
+    prepared.model.load_state_dict(tensors, strict=False)
+    return checkpoint.meta["history"]
+
+
+def load_optimizer(prepared: Prepared, runner: PhaseRunner, checkpoint: Checkpoint) -> None:
+    """Give the optimizer of a phase that was interrupted its state back."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in checkpoint.tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = value.clone()
+    runner.optimizer.load_state_dict({"state": state, "param_groups": runner.optimizer.state_dict()["param_groups"]})

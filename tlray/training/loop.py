@@ -1,0 +1,163 @@
+"""One phase of a training on this rank: its network, optimizer and batches; one epoch; one evaluation."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tlray.cache import Places
+from tlray.data.loader import epoch_batches, mix, steps_in_epoch
+from tlray.data.task import Split
+from tlray.errors import NonFiniteLoss
+from tlray.models.classifier import Classifier
+from tlray.models.kinds import KINDS
+from tlray.registry import AUGMENTS
+from tlray.training.features import cached_features, extraction_batch, feature_key
+from tlray.training.metrics import evaluate
+from tlray.training.optim import make_optimizer, rate_factor, set_rates
+from tlray.training.phases import Phase
+from tlray.training.setup import Prepared
+from tlray.training.world import World
+
+
+class Above(nn.Module):
+    """What lies above the frozen prefix: the stages from the first trainable one, pooling and head; the part that DDP wraps."""
+
+    def __init__(self, model: Classifier, start: int):
+        super().__init__()
+        self.stages = nn.ModuleList(getattr(model.backbone, name) for name in model.backbone.stage_names[start:])
+        self.head = model.head
+        self._pool = model.backbone.pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits from the prefix's output: the boundary's maps, or pooled features where the prefix is the whole backbone."""
+        for stage in self.stages:
+            x = stage(x)
+        return self.head(self._pool(x) if x.ndim == 4 else x)
+
+
+def freeze(model: Classifier, trainable: tuple[str, ...]) -> None:
+    """Set what trains: frozen stages have no parameter gradients, stay in eval mode and keep their batch-norm statistics."""
+    for name in model.backbone.stage_names:
+        stage = getattr(model.backbone, name)
+        stage.requires_grad_(name in trainable)
+        stage.train(name in trainable)
+    model.head.requires_grad_(True)
+    model.head.train()
+
+
+class PhaseRunner:
+    """Trains one phase epoch by epoch; made anew for each phase, and after a resume."""
+
+    def __init__(self, prepared: Prepared, phase: Phase, world: World, places: Places):
+        self.prepared, self.config, self.phase, self.world = prepared, prepared.config, phase, world
+        self.model, self.kind = prepared.model, KINDS[prepared.task.kind]
+        stages = self.model.backbone.stage_names
+        self.start = phase.first_trainable(stages)
+        freeze(self.model, phase.trainable)
+        above = Above(self.model, self.start)
+        self.network = DistributedDataParallel(above, broadcast_buffers=False) if world.size > 1 else above
+        self.optimizer = make_optimizer(self.model, phase.trainable, self.config)
+        self.batch_norm = any(
+            isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for name in phase.trainable
+            for module in getattr(self.model.backbone, name).modules()
+        )
+        self.labels = torch.from_numpy(np.array(prepared.task.train.labels[prepared.train]))
+        balanced = self.config.class_weights == "balanced"
+        self.weights = self.kind.balanced_weights(self.labels.numpy(), len(prepared.task.classes)) if balanced else None
+        self.steps = steps_in_epoch(len(self.labels), self.config.batch_size, self.config.steps_per_epoch, world.size, self.batch_norm)
+        self.cached = self.start == len(stages) and self.config.augment == "none"
+        self._train_rows, self._val_rows = self._open_rows(places)
+
+    def _open_rows(self, places: Places) -> tuple[np.ndarray, np.ndarray]:
+        """What batches are cut from: the splits' pixels, or the cached features of the whole prefix."""
+        splits = (self.prepared.task.train, self.prepared.val_split)
+        if not self.cached:
+            return splits[0].images, splits[1].images
+        config = self.config
+        opened = []
+        for split, split_key in zip(splits, self.prepared.split_keys, strict=True):
+            key = feature_key(self.prepared.encoder, config.backbone, split_key, self.model, config.size, config.precision)
+            opened.append(cached_features(key, self.model, split, config.size, config.precision, self.world.device, places))
+        freeze(self.model, self.phase.trainable)
+        return opened[0], opened[1]
+
+    def _rows(self, rows: np.ndarray, indices: np.ndarray) -> Tensor:
+        return torch.from_numpy(rows[indices]).to(self.world.device, non_blocking=True)
+
+    def _network_input(self, rows: Tensor) -> Tensor:
+        """The prefix's output for a batch of pixels, without gradients; cached features as they are."""
+        if self.cached:
+            return rows
+        pixels = self.model.normalise(rows)
+        with torch.no_grad():
+            outputs = self.model.backbone.forward_stages(pixels, 0, self.start) if self.start else pixels
+        return self.model.backbone.pool(outputs) if self.start == len(self.model.backbone.stage_names) else outputs
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+    def train_epoch(self, epoch: int, done: int, phase_values: list[float]) -> dict[str, float]:
+        """Train one epoch (numbered from 1 over the training, `done` before it in this phase); train_loss and train_accuracy.
+
+        Raises NonFiniteLoss, naming the epoch, when a loss was NaN or infinite.
+        """
+        config, world, device = self.config, self.world, self.world.device
+        torch.manual_seed(mix("epoch", config.seed, epoch, world.rank))
+        generator = torch.Generator(device).manual_seed(mix("augment", config.seed, epoch, world.rank))
+        augment = AUGMENTS[config.augment] if config.augment != "none" else None
+        factor = rate_factor(config, self.phase.epochs * self.steps, phase_values)
+        weights = self.weights.to(device) if self.weights is not None else None
+        totals = torch.zeros(4, dtype=torch.float64, device=device)
+        freeze(self.model, self.phase.trainable)
+        batches = epoch_batches(
+            len(self.labels), config.batch_size, config.steps_per_epoch, config.seed, epoch, world.size, self.batch_norm
+        )
+        for step, batch in enumerate(batches):
+            mine = world.mine(batch)
+            rows = self._rows(self._train_rows, self.prepared.train[mine])
+            labels = self.labels[mine].to(device)
+            targets = self.kind.targets(labels, len(self.prepared.task.classes))
+            if augment:
+                rows, targets = augment(rows.float(), targets, generator)
+            with self._autocast():
+                logits = self.network(self._network_input(rows))
+            loss_sum = self.kind.loss_sum(logits, targets, weights, config.label_smoothing)
+            whole = self.kind.weight_sum(self.labels[batch], self.weights)
+            set_rates(self.optimizer, config.lr, factor(done * self.steps + step))
+            self.optimizer.zero_grad(set_to_none=True)
+            (loss_sum * (world.size / whole)).backward()  # DDP averages over ranks what is divided by the global weight here
+            self.optimizer.step()
+            with torch.no_grad():
+                hits = self.kind.hits(logits, labels)
+                shares = torch.tensor([whole / world.size, float(len(mine))], dtype=torch.float64, device=device)
+                totals += torch.cat([torch.stack([loss_sum.double(), hits]), shares])
+        if self.batch_norm:
+            world.average_buffers(self.model.backbone)
+        loss, hits, whole, count = world.sum(totals).tolist()
+        if not np.isfinite(loss):
+            raise NonFiniteLoss(f"the training loss is not finite in epoch {epoch}")
+        return {"train_loss": loss / whole, "train_accuracy": hits / count}
+
+    @torch.no_grad()
+    def validation_logits(self) -> np.ndarray:
+        """Logits of the whole validation split [N, outputs], on every rank, from the bare network in eval mode."""
+        self.model.eval()
+        above = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        mine, step = self.world.mine(self.prepared.val), extraction_batch(self.config.size)
+        parts = [np.empty((0, self.model.head[-1].out_features), np.float32)]
+        for start in range(0, len(mine), step):
+            with self._autocast():
+                logits = above(self._network_input(self._rows(self._val_rows, mine[start : start + step])))
+            parts.append((logits if logits.dtype == torch.float64 else logits.float()).cpu().numpy())
+        return self.world.gather(np.concatenate(parts[1:] or parts))
+
+    def validate(self, epoch: int) -> dict[str, float]:
+        """`val_<metric>` for every metric, exact on any number of ranks. Raises NonFiniteLoss on a NaN in the logits."""
+        logits = torch.from_numpy(self.validation_logits()).double()
+        if not torch.isfinite(logits).all():
+            raise NonFiniteLoss(f"the validation outputs are not finite in epoch {epoch}")
+        labels = np.asarray(self.prepared.val_split.labels[self.prepared.val])
+        metrics = evaluate(self.prepared.task.kind, self.kind.probabilities(logits).numpy(), labels)
+        return {f"val_{name}": value for name, value in metrics.items()}

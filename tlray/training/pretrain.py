@@ -1,0 +1,98 @@
+"""Weights that tlray makes itself: `weights="SOURCE?field=value"` is a training on SOURCE, cached by its Config and its data."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tlray.cache import Places, digest
+from tlray.config import Config, pretraining_source
+from tlray.data.task import open_task
+from tlray.errors import NotPrepared
+from tlray.models.weights import Encoder, open_weights, save_weights
+from tlray.training.checkpoint import checkpoint_of_epoch, newest_checkpoint, save_checkpoint
+from tlray.training.fit import Epoch, fit, load
+from tlray.training.setup import Prepared, prepare
+from tlray.training.world import World
+
+CLASSIFIER: dict[str, Any] = {"epochs": 8, "lr": 1e-3, "scheduler": "one_cycle", "weight_decay": 1e-4, "batch_size": 64, "seed": 0}
+"""What a classifier's pretraining is unless `?field=value` says otherwise; backbone and size come from the target."""
+
+
+def pretraining_config(config: Config) -> Config | None:
+    """The training that makes `config.weights`, or None when that is no data set."""
+    source = pretraining_source(config.weights)
+    if source is None:
+        return None
+    task, overrides = source
+    fields = {**CLASSIFIER, "threads": config.threads, "precision": config.precision, **overrides}
+    return Config(task=task, size=config.size, backbone=config.backbone, weights="none", unfreeze="full", **fields)
+
+
+def pretrained_folder(config: Config, places: Places) -> Path:
+    """Where the weights of this pretraining are or will be; `config` as `pretraining_config` gives it. Threads are no part of the name."""
+    task = open_task(config.task, config.size, places)
+    fields = {key: value for key, value in config.to_dict().items() if key not in ("task", "threads")}
+    return places.folder("pretrained") / f"{task.name}-{config.backbone}-{digest(fields, task.fingerprint)[:16]}"
+
+
+def encoder_file(config: Config, places: Places) -> Path:
+    """The safetensors file that `pretrain` leaves."""
+    return pretrained_folder(config, places) / "encoder.safetensors"
+
+
+def missing_pretraining(config: Config, places: Places) -> Config | None:
+    """The pretraining that must run before `config` can be trained, or None."""
+    source = pretraining_config(config)
+    return source if source and not encoder_file(source, places).is_file() else None
+
+
+def pretrain(config: Config, places: Places, world: World | None = None, report: Callable[[Epoch], None] | None = None) -> Path:
+    """Train an encoder to its best validation epoch and keep it; resumes where an interrupted one stopped.
+
+    Every rank of a torch.distributed group calls it, and rank 0 writes; `world` may name one process alone there. `report` is told of
+    every epoch.
+    """
+    world = world or World.current()
+    lead = world.rank == 0
+    folder = pretrained_folder(config, places)
+    work = folder / "checkpoints"
+    for epoch in fit(config, places, resume=newest_checkpoint(work), world=world):
+        if lead:
+            save_checkpoint(work, epoch.state())
+        if report:
+            report(epoch)
+    if lead:
+        newest = newest_checkpoint(work)
+        assert newest is not None
+        best = prepare(config, places)
+        load(best, checkpoint_of_epoch(work, newest.meta["best"]))
+        _keep(folder, best, newest.meta)
+        shutil.rmtree(work)
+    return folder / "encoder.safetensors"
+
+
+def _keep(folder: Path, best: Prepared, meta: dict[str, Any]) -> None:
+    row = meta["history"][meta["best"] - 1]
+    about = {
+        "backbone": best.config.backbone, "mean": best.model.mean.tolist(), "std": best.model.std.tolist(),
+        "classes": list(best.task.classes), "kind": best.task.kind, "task": best.task.name, "phantom": bool(best.task.source.get("phantom")),
+        "config": best.config.to_dict(), "epoch": meta["best"], "monitor": row["monitor"],
+    }  # fmt: skip
+    save_weights(folder / "encoder.safetensors", best.model.float(), about)
+
+
+def open_pretrained(config: Config, channels: int, places: Places) -> Encoder:
+    """The encoder that `config.weights` names. Raises NotPrepared when it has not been made."""
+    source = pretraining_config(config)
+    assert source is not None
+    path = encoder_file(source, places)
+    if not path.is_file():
+        raise NotPrepared(
+            f"weights={config.weights!r} must be pretrained first for {config.backbone} at {config.size} px: "
+            "call tlray.runs.prepare_weights([config], places)"
+        )
+    encoder = open_weights(str(path), config.backbone, channels, places)
+    assert encoder is not None
+    return replace(encoder, head=None)  # the source's classes are not the target's, whatever their number

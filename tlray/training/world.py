@@ -1,0 +1,58 @@
+"""The processes that train together, and sums and gatherings over them; knows torch.distributed and nothing of Ray."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @staticmethod
+    def current() -> "World":
+        """From torch.distributed where it is initialised, else one process alone; the GPU where there is one."""
+        grouped = dist.is_available() and dist.is_initialized()
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        return World(dist.get_rank() if grouped else 0, dist.get_world_size() if grouped else 1, device)
+
+    def mine(self, indices: np.ndarray) -> np.ndarray:
+        """This rank's share of `indices`; shares differ by at most one and may be empty."""
+        return np.array_split(indices, self.size)[self.rank]
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor summed over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Every rank's rows, concatenated in the order of ranks."""
+        if self.size == 1:
+            return rows
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, rows)
+        return np.concatenate(parts)
+
+    def agree(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, device=self.device if dist.get_backend() == "nccl" else None)
+        return box[0]
+
+    def average_buffers(self, module: torch.nn.Module) -> None:
+        """Average the running statistics of batch-norm over all ranks."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                if buffer.is_floating_point():
+                    dist.all_reduce(buffer)
+                    buffer /= self.size
