@@ -1,6 +1,7 @@
 """A whole run directory made of plausible numbers, by the contract that `tlray.runs` writes, without any training."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +34,21 @@ def trial_rows(cell: str, task: str, backbone: str, trials: int, epochs: int, se
     random, rows = np.random.default_rng(seed), []
     for number in range(trials):
         unfreeze = "full" if number == 0 else str(random.choice(["full", "last_2", "head_then_full", "gradual"]))
-        config = {name: field.default for name, field in FIELDS.items()} | dict(
-            task=task, backbone=backbone, weights="phantom_chest", unfreeze=unfreeze, epochs=epochs, seed=0,
-            lr=1e-3 if number == 0 else float(10 ** random.uniform(-4.3, -2)), weight_decay=float(10 ** random.uniform(-6, -2)),
-            dropout=float(random.uniform(0, 0.6)), scheduler=str(random.choice(["constant", "cosine", "one_cycle"])),
-            label_smoothing=float(random.choice([0.0, 0.1])),
-        )  # fmt: skip
+        config = {name: field.default for name, field in FIELDS.items()} | {
+            "task": task, "backbone": backbone, "weights": "phantom_chest", "unfreeze": unfreeze, "epochs": epochs, "seed": 0,
+            "lr": 1e-3 if number == 0 else float(10 ** random.uniform(-4.3, -2)),
+            "weight_decay": float(10 ** random.uniform(-6, -2)),
+            "dropout": float(random.uniform(0, 0.6)), "scheduler": str(random.choice(["constant", "cosine", "one_cycle"])),
+            "label_smoothing": float(random.choice([0.0, 0.1])),
+        }  # fmt: skip
         good = 0.95 - 0.09 * abs(np.log10(config["lr"]) + 3.1) - 0.03 * (unfreeze == "last_2")
         status = "finished" if number < 4 or random.random() < 0.4 else "stopped"
         status = {trials - 2: "nonfinite", trials - 1: "failed"}.get(number, status) if trials > 5 else status
         length = {"finished": epochs, "failed": 0, "nonfinite": 1}.get(status, int(random.integers(2, max(3, epochs - 1))))
+        reasons = {"stopped": "at rung 2", "nonfinite": "loss NaN in epoch 1", "failed": "out of memory: <b>1 GB</b>"}
         about = {
-            "cell": cell, "task": task, "backbone": backbone, "arm": "", "trial": number, "status": status,
-            "reason": {"stopped": "at rung 2", "nonfinite": "loss NaN in epoch 1", "failed": "out of memory: <b>1 GB</b>"}.get(status, ""),
+            "cell": cell, "task": task, "backbone": backbone, "arm": f"arm {number % 3}", "trial": number, "status": status,
+            "reason": reasons.get(status, ""),
             **{f"config/{name}": value for name, value in config.items()},
         }  # fmt: skip
         curve = good - 0.25 * np.exp(-np.arange(1, length + 1) / 2) + 0.012 * random.normal(size=length)
@@ -71,7 +74,7 @@ def audit_of(classes: list[str], seed: int) -> dict[str, Any]:
     return {
         "images": {split: sum(each.values()) for split, each in counts.items()}, "classes": counts,
         "duplicates": {
-            "within": {split: {"images": 18 * (split == "train"), "in_sets": 33 * (split == "train"), "examples": []} for split in counts},
+            "within": {split: {"images": 18 * (split == "train"), "in_sets": 33, "examples": []} for split in counts},
             "across": {"train-val": {"images": 8, "examples": [[1, 2]]}, "train-test": {"images": 3, "examples": [[4, 5]]},
                        "val-test": {"images": 0, "examples": []}},
             "label_conflicts": 1,
@@ -102,9 +105,9 @@ def write_cell(
     values = {name: test[name]["value"] for name in METRICS}
     seeds = {name: t_interval([values[name], values[name] - 0.011, values[name] + 0.006]) for name in ("accuracy", "auroc")}
     summary = {
-        "cell": cell, "task": task, "backbone": backbone, "kind": kind, "classes": classes, "minimise": False, "monitor": "auroc",
-        "data": {"file": f"{task}.npz", "pixels": 28, "sha256": "0" * 16, "resampling": "bilinear, antialiased", "phantom": "phantom" in task},
-        "audit": audit_of(classes, seed), "weights": {"weights": "phantom_chest", "note": "pretrained by tlray, AUROC .84 on 14 findings"},
+        "cell": cell, "task": task, "backbone": backbone, "kind": kind, "classes": classes, "minimise": False,
+        "monitor": "auroc", "data": {"file": f"{task}.npz", "pixels": 28, "sha256": "0" * 16, "phantom": "phantom" in task},
+        "audit": audit_of(classes, seed), "weights": {"weights": "phantom_chest", "note": "pretrained by tlray"},
         "winner": {"trial": best["trial"], "epoch": best["epoch"], "monitor": best["monitor"],
                    "config": {name.removeprefix("config/"): value for name, value in best.items() if name.startswith("config/")}},
         "validation": {name: values[name] - 0.004 for name in METRICS}, "temperature": temperature, "threshold": threshold,
@@ -118,7 +121,7 @@ def write_cell(
 CELLS = (
     ("phantom_pneumonia", "mobilenet_v2", "binary", ["normal", HOSTILE]),
     ("bloodmnist", "small_cnn", "multiclass", [f"cell type {k}" for k in range(8)]),
-    ("chestmnist", "resnet18", "multilabel", [f"finding {k}" for k in range(14)]),
+    ("chestmnist", "resnet18", "multilabel", [f"finding {k}" for k in range(10)]),
     ("retinamnist", "resnet18", "ordinal", [f"grade {k}" for k in range(5)]),
 )
 
@@ -133,8 +136,9 @@ def write_run(run: Path, cells: tuple = CELLS, kind: str = "search", partial: bo
         rows += part
     pd.DataFrame(rows).to_parquet(run / "results.parquet")
     summary = {
-        "run": run.name, "kind": kind, "partial": partial, "created": "2026-03-01T10:20:30", "command": "python experiments/tune_backbones.py --set 'x<y'",
-        "banner": ["PHANTOM DATA: phantom_pneumonia was drawn by a seeded generator & shows no patient.", "No claim of quality rests on these figures."],
+        "run": run.name, "kind": kind, "partial": partial, "created": "2026-03-01T10:20:30",
+        "command": "python experiments/tune_backbones.py --set 'x<y'",
+        "banner": ["PHANTOM DATA: drawn by a seeded generator & shows no patient.", "No claim of quality rests on it."],
         "versions": {"tlray": "0.1.0", "torch": "2.15.0", "ray": "2.60.0", "python": "3.11.2"},
         "hardware": {"cpus": 2, "gpus": 0, "memory": "8 GB"}, "seconds": 640.0, "cells": entries,
     }  # fmt: skip
@@ -143,6 +147,18 @@ def write_run(run: Path, cells: tuple = CELLS, kind: str = "search", partial: bo
     lines = [{"task": entry["task"], "purpose": f"winner of {entry['cell']}", "time": 1.75e9, "images": 400} for entry in entries]
     (run / "test_ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return run
+
+
+@pytest.fixture(scope="session")
+def make_run() -> Callable[..., Path]:
+    """`make_run(folder, cells=..., kind="search", partial=False)` writes a run directory and returns it."""
+    return write_run
+
+
+@pytest.fixture(scope="session")
+def make_sample() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """`make_sample(kind, classes, count, seed)` gives probabilities and labels."""
+    return sample
 
 
 @pytest.fixture(scope="session")

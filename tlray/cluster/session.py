@@ -47,7 +47,7 @@ def token_file() -> Path:
 
 def own_token() -> Path | None:
     """The token file, made when missing and readable by its owner alone (Ray's own is 0644); None where authentication is off."""
-    if os.environ.setdefault("RAY_AUTH_MODE", "token").lower() != "token":
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return None
     path = token_file()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from tlray.config import Config
 from tlray.errors import NonFiniteLoss, UserError
 from tlray.results import FAILED, FINISHED, NONFINITE, end_trial, read_trial, trial_folder
 from tlray.training.checkpoint import newest_checkpoint, save_checkpoint
-from tlray.training.fit import Epoch, chance_level, fit
+from tlray.training.fit import chance_level, fit
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ def train(job: Job, number: int, config: Config, report: Callable[[dict[str, Any
             end_trial(job.cell, number, status, history, reason, chance)
 
     try:
+        if resume:
+            report(_result(history[-1], last=False))  # it may have been lost between its checkpoint and its report
         for epoch in fit(config, job.places, resume=resume):
             history = epoch.history
             if lead:
@@ -57,7 +59,7 @@ def train(job: Job, number: int, config: Config, report: Callable[[dict[str, Any
                 gauges.epoch(epoch)
             if epoch.last:
                 end(FINISHED)
-            report(_result(epoch))
+            report(_result(epoch.history[-1], epoch.last))
         if resume and history is resume.meta["history"]:
             end(FINISHED)  # killed between its last checkpoint and the note that it had finished
     except NonFiniteLoss as error:
@@ -66,14 +68,9 @@ def train(job: Job, number: int, config: Config, report: Callable[[dict[str, Any
         end(FAILED, str(error))
 
 
-def _result(epoch: Epoch) -> dict[str, Any]:
+def _result(row: dict[str, Any], last: bool) -> dict[str, Any]:
     """What the tuner is told: `best` is the running best of the monitor, so a stopped trial is judged by its best epoch."""
-    return {
-        "epoch": epoch.number,
-        "best": epoch.metrics["best"],
-        "last": epoch.last,
-        "in_last_phase": epoch.phase == epoch.phases - 1,
-    }
+    return {"epoch": row["epoch"], "best": row["best"], "last": last, "in_last_phase": row["phase"] == row["phases"] - 1}
 
 
 def in_process(job: Job) -> Callable[[dict[str, Any]], None]:

@@ -129,10 +129,10 @@ class Queue(Searcher):
 
 
 class _Known:
-    """As much of a Tune trial as a scheduler looks at; stands for a trial of an earlier driver."""
+    """As much of a Tune trial as ASHA looks at, with an id that stays the same over resumes."""
 
     def __init__(self, number: int):
-        self.trial_id, self.config = f"number-{number}", {"number": number}
+        self.trial_id = f"number-{number}"
 
 
 class FairASHA(ASHAScheduler):
@@ -144,39 +144,49 @@ class FairASHA(ASHAScheduler):
 
     def __init__(self, book: Book, immune: int, epochs: int):
         grace = min(GRACE_EPOCHS, epochs)
-        super().__init__(
-            time_attr="epoch", metric="best", mode="min" if book.minimise else "max", max_t=epochs, grace_period=grace, reduction_factor=REDUCTION
-        )
+        mode = "min" if book.minimise else "max"
+        super().__init__(time_attr="epoch", metric="best", mode=mode, max_t=epochs, grace_period=grace, reduction_factor=REDUCTION)
         self.book, self.immune = book, immune
+        self.known: dict[int, _Known] = {}
+
+    def judge(self, number: int, result: dict[str, Any]) -> str:
+        """Record a result in the rungs and decide whether its trial goes on."""
+        if number not in self.known:
+            self.known[number] = _Known(number)
+            super().on_trial_add(None, self.known[number])  # type: ignore[arg-type]
+        decision = super().on_trial_result(None, self.known[number], result)  # type: ignore[arg-type]
+        if decision != TrialScheduler.STOP or result["last"]:
+            return decision
+        return decision if number >= self.immune and result["in_last_phase"] else TrialScheduler.CONTINUE
 
     def replay(self) -> set[int]:
-        """Record what the trials of an earlier driver reported, in the order of time; numbers that should have been stopped."""
+        """Record what the trials of an earlier driver reported, in the order of time; numbers that it had still to stop."""
         rows = [(row["time"], number, row) for number, trial in self.book.trials.items() for row in trial.history]
-        known: dict[int, _Known] = {}
         behind = set()
         for _, number, row in sorted(rows, key=lambda each: each[:2]):
             trial = self.book.trials[number]
-            if number not in known:
-                known[number] = _Known(number)
-                self.on_trial_add(None, known[number])  # type: ignore[arg-type]
-            last_phase = max(each["phase"] for each in trial.history) == row["phase"] or trial.ended
-            result = {"epoch": row["epoch"], "best": row["best"], "last": False, "in_last_phase": last_phase}
-            if self.on_trial_result(None, known[number], result) == TrialScheduler.STOP and not trial.ended:  # type: ignore[arg-type]
+            last = trial.ended and row["epoch"] == len(trial.history)
+            result = {**row, "last": last, "in_last_phase": row["phase"] == row["phases"] - 1}
+            if self.judge(number, result) == TrialScheduler.STOP and not trial.ended:
                 behind.add(number)
         return behind
 
+    def on_trial_add(self, tune_controller, trial) -> None:
+        """Nothing: a trial enters the rungs with its first result."""
+
     def on_trial_result(self, tune_controller, trial, result: dict) -> str:
-        decision = super().on_trial_result(tune_controller, trial, result)
-        number = trial.config["number"]
-        if decision != TrialScheduler.STOP or result.get("last"):
-            return decision
-        if number < self.immune or not result.get("in_last_phase"):
+        if "epoch" not in result:
             return TrialScheduler.CONTINUE
-        self.book.stopped.add(number)
+        decision = self.judge(trial.config["number"], result)
+        if decision == TrialScheduler.STOP and not result["last"]:
+            self.book.stopped.add(trial.config["number"])
         return decision
 
     def on_trial_complete(self, tune_controller, trial, result: dict) -> None:
         """Nothing: the last result has been recorded when it came."""
+
+    def on_trial_remove(self, tune_controller, trial) -> None:
+        """Nothing: what was recorded stays."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

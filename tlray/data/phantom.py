@@ -25,7 +25,7 @@ SIZE = 64
 """Pixels on a side of the drawn pictures."""
 
 CHEST = {"train": 2800, "val": 400, "test": 800}
-PNEUMONIA = {"train": 2000, "val": 300, "test": 600}
+PNEUMONIA = {"train": 2400, "val": 400, "test": 800}
 """Images per split."""
 
 SEVERITY = 0.6
@@ -113,7 +113,7 @@ def _effusion(scene: Scene, u: np.ndarray) -> np.ndarray:
 
 def _infiltration(scene: Scene, u: np.ndarray) -> np.ndarray:
     grains, hill = _granules(scene, u, 0.26)
-    return _between(u[:, 7], 0.28, 0.44) * grains * hill
+    return _between(u[:, 7], 0.16, 0.42) * grains * hill
 
 
 def _mass(scene: Scene, u: np.ndarray) -> np.ndarray:
@@ -129,7 +129,7 @@ def _nodule(scene: Scene, u: np.ndarray) -> np.ndarray:
 
 def _pneumonia(scene: Scene, u: np.ndarray) -> np.ndarray:
     grains, hill = _granules(scene, u, 0.32)
-    return (_between(u[:, 7], 0.28, 0.44) * (grains + 0.15)) * hill
+    return (_between(u[:, 7], 0.16, 0.42) * (grains + 0.15)) * hill
 
 
 def _pneumothorax(scene: Scene, u: np.ndarray) -> np.ndarray:
@@ -141,12 +141,13 @@ def _pneumothorax(scene: Scene, u: np.ndarray) -> np.ndarray:
 
 def _consolidation(scene: Scene, u: np.ndarray) -> np.ndarray:
     grains, hill = _granules(scene, u, 0.28)
-    return _between(u[:, 7], 0.26, 0.4) * (grains + 0.5) * np.minimum(2 * hill, 1)
+    return _between(u[:, 7], 0.16, 0.42) * (grains + 0.3) * np.minimum(2 * hill, 1)
 
 
 def _edema(scene: Scene, u: np.ndarray) -> np.ndarray:
-    lines = _wave(scene.y / 0.2 + u[:, 0, None, None]) * _bump((scene.y - _between(u[:, 1], -0.1, 0.4)) ** 2 / 0.16)
-    return _between(u[:, 2], 0.16, 0.26) * lines * scene.lung
+    x, y = _turn(scene.x, scene.y, _between(u[:, 0], -1, 1))
+    grains = _wave(x / 0.24 + u[:, 1, None, None]) * _wave(y / 0.24 + u[:, 2, None, None])
+    return _between(u[:, 3], 0.1, 0.24) * grains * scene.lung  # both lungs
 
 
 def _emphysema(scene: Scene, u: np.ndarray) -> np.ndarray:
@@ -259,9 +260,10 @@ def _chest_split(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.n
     """Findings (bool [N, 14]) and patients (int64 [N], from 0) of `count` images: one to four images a patient, half of the patients ill."""
     sizes = 1 + np.floor(4 * rng.random(count)).astype(np.int64)
     patients = np.repeat(np.arange(count), sizes)[:count]
-    chronic = (rng.random((count, len(FINDINGS))) < 0.12)[patients]
-    acute = rng.random((count, len(FINDINGS))) < 0.1
-    ill = (rng.random(count) < 0.6)[patients]
+    often = np.array([1.8 if name in TARGET else 0.8 for name in FINDINGS])
+    chronic = (rng.random((count, len(FINDINGS))) < 0.12 * often)[patients]
+    acute = rng.random((count, len(FINDINGS))) < 0.1 * often
+    ill = (rng.random(count) < 0.65)[patients]
     return (chronic | acute) & ill[:, None], patients
 
 
@@ -283,7 +285,7 @@ def _pneumonia_split(count: int, rng: np.random.Generator) -> tuple[np.ndarray, 
     """Findings (bool [N, 14]) and label (int64 [N]) of `count` images: half have one of TARGET or more, the others are as frequent in either."""
     target = np.array([name in TARGET for name in FINDINGS])
     labels = rng.random(count) < 0.5
-    others = rng.random((count, len(FINDINGS))) < 0.12
+    others = rng.random((count, len(FINDINGS))) < 0.12 * np.array([name != "edema" for name in FINDINGS])
     lot = np.where(target, rng.random((count, len(FINDINGS))), 2)
     first = lot.argsort(axis=1).argsort(axis=1) == 0
     second = target & (rng.random((count, len(FINDINGS))) < 0.25)

@@ -1,5 +1,6 @@
 """From a source's decoded images to the arrays that every process shares."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,11 @@ def prepare(source: Source, size: int, folder: Path) -> None:
     """
     raw = source.load()
     where = str(raw.source.get("file", source.name))
-    hashes = {name: pixel_hashes(split.images) for name, split in raw.splits.items()}
+    hashes, shapes = _survey(raw)
     raw, hashes, how = _with_every_split(raw, hashes)
     for name in NAMES:
         _check(raw, name, where)
-    channels = 3 if any(image.ndim == 3 for split in raw.splits.values() for image in split.images) else 1
+    channels = 3 if any(len(shape) == 3 for shape in shapes) else 1
     labels = {name: _labels(raw, name) for name in NAMES}
     groups = {name: _int64(raw.splits[name].groups) for name in NAMES}
     prints = {}
@@ -39,10 +40,22 @@ def prepare(source: Source, size: int, folder: Path) -> None:
         prints[name] = digest(*[None if array is None else array_digest(array) for array in (images, labels[name], groups[name])])
     write_json(folder / "meta.json", {
         "name": source.name, "kind": raw.kind, "classes": raw.classes, "channels": channels, "size": size,
-        "source": {"phantom": False, **raw.source, "key": source.key, "splits": how, **_resampling(raw, size)},
+        "source": {"phantom": False, **raw.source, "key": source.key, "splits": how, **_resampling(shapes, size)},
         "audit": audit(hashes, labels, groups, raw.kind, raw.classes),
         "fingerprint": digest(prints["train"], prints["val"]), "test_fingerprint": prints["test"],
     })  # fmt: skip
+
+
+def _survey(raw: Raw) -> tuple[dict[str, np.ndarray], set[tuple[int, ...]]]:
+    """One pass over all images: their hashes per split, and the shapes that occur."""
+    shapes = set()
+
+    def seen(images: np.ndarray | Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        for image in images:
+            shapes.add(image.shape)
+            yield image
+
+    return {name: pixel_hashes(seen(split.images)) for name, split in raw.splits.items()}, shapes
 
 
 def _with_every_split(raw: Raw, hashes: dict[str, np.ndarray]) -> tuple[Raw, dict[str, np.ndarray], str]:
@@ -74,8 +87,21 @@ def _with_every_split(raw: Raw, hashes: dict[str, np.ndarray]) -> tuple[Raw, dic
     return Raw(raw.kind, raw.classes, ordered, raw.source), ordered_hashes, how
 
 
+class Chosen(Sequence):
+    """Some of a sequence's images, still decoded only when asked for."""
+
+    def __init__(self, images: Sequence[np.ndarray], indices: np.ndarray):
+        self.images, self.indices = images, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.images[int(self.indices[index])]
+
+
 def _take(split: RawSplit, mask: np.ndarray) -> RawSplit:
-    images = split.images[mask] if isinstance(split.images, np.ndarray) else [split.images[i] for i in np.flatnonzero(mask)]
+    images = split.images[mask] if isinstance(split.images, np.ndarray) else Chosen(split.images, np.flatnonzero(mask))
     return RawSplit(images, split.labels[mask], None if split.groups is None else split.groups[mask])
 
 
@@ -101,7 +127,7 @@ def _int64(groups: np.ndarray | None) -> np.ndarray | None:
     return None if groups is None else groups.astype(np.int64)
 
 
-def _write_images(path: Path, images: np.ndarray | list[np.ndarray], channels: int, size: int) -> np.ndarray:
+def _write_images(path: Path, images: np.ndarray | Sequence[np.ndarray], channels: int, size: int) -> np.ndarray:
     """Write `[N, H, W]` or `[N, H, W, 3]` as uint8 [N, C, size, size]; returns the memory-mapped array."""
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(images), channels, size, size))
     if isinstance(images, np.ndarray):
@@ -121,11 +147,11 @@ def _channels_first(images: np.ndarray, channels: int) -> np.ndarray:
     return np.repeat(images[:, None], channels, axis=1)
 
 
-def _resampling(raw: Raw, size: int) -> dict[str, object]:
-    shapes = {image.shape[:2] for split in raw.splits.values() for image in split.images}
-    pixels = [min(shapes), max(shapes)]
-    if shapes == {(size, size)}:
+def _resampling(shapes: set[tuple[int, ...]], size: int) -> dict[str, object]:
+    """What was done to the pixels; `pixels` is the smallest and the largest [height, width]."""
+    sides = {shape[:2] for shape in shapes}
+    pixels = [min(sides), max(sides)]
+    if sides == {(size, size)}:
         return {"pixels": pixels, "resampling": "none"}
-    if len(shapes) == 1:
-        return {"pixels": pixels, "resampling": f"{pixels[0][0]} x {pixels[0][1]} to {size} x {size} px, {RESAMPLING}"}
-    return {"pixels": pixels, "resampling": f"{len(shapes)} image sizes to {size} x {size} px, {RESAMPLING}"}
+    before = f"{pixels[0][0]} x {pixels[0][1]}" if len(sides) == 1 else f"{len(sides)} image sizes"
+    return {"pixels": pixels, "resampling": f"{before} to {size} x {size} px, {RESAMPLING}"}

@@ -17,7 +17,7 @@ FORMAT = 1
 class RawSplit:
     """One split as decoded.
 
-    images: uint8 [N, H, W] or [N, H, W, 3]; a sequence of [H, W] or [H, W, 3], which may decode each when asked, where sizes differ.
+    images: uint8 [N, H, W] or [N, H, W, 3]; where sizes differ a sequence of [H, W] or [H, W, 3], which may decode each when asked.
     labels: int [N] or [N, 1]; for multilabel [N, L] of 0/1.  groups: int [N] (patients) or None.
     """
 

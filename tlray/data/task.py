@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from tlray.cache import Places, build_once
-from tlray.config import PATH_SCHEMES
 from tlray.data.raw import Raw, RawSplit, Source, prepared_folder
 from tlray.errors import DataError
 from tlray.registry import TASKS
@@ -62,7 +61,10 @@ def open_task(spec: str, size: int, places: Places) -> Task:
     if not folder.is_dir():
         from tlray.data.prepare import prepare  # torch and scikit-learn are needed to prepare, not to read
 
-        build_once(folder, lambda temporary: prepare(source, size, temporary))
+        try:
+            build_once(folder, lambda temporary: prepare(source, size, temporary))
+        except OSError as error:
+            raise DataError(f"{spec} cannot be prepared in {folder}: {error}") from None
     return _read(spec, folder)
 
 
@@ -85,15 +87,16 @@ def open_split(folder: Path, name: str) -> Split:
 
 
 def _source(spec: str, size: int, places: Places) -> Source:
-    if spec.startswith(PATH_SCHEMES):
-        from tlray.data import folder, npz
+    from tlray.data import folder, npz
 
-        return (
-            npz.open_file(spec.removeprefix("npz:"))
-            if spec.startswith("npz:")
-            else folder.open_folder(spec.removeprefix("folder:"))
-        )
-    return TASKS[spec](spec, size, places)
+    try:
+        if spec.startswith("npz:"):
+            return npz.open_file(spec.removeprefix("npz:"))
+        if spec.startswith("folder:"):
+            return folder.open_folder(spec.removeprefix("folder:"))
+        return TASKS[spec](spec, size, places)
+    except OSError as error:
+        raise DataError(f"{spec} cannot be looked up: {error}") from None
 
 
 @functools.lru_cache(maxsize=64)

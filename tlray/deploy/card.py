@@ -77,8 +77,8 @@ def _chosen(config: dict[str, Any]) -> str:
     names = [name for name in ("unfreeze", "lr", "optimizer", "epochs", "seed") if name in training]
     settings = ", ".join(f"{name} {_code(training[name])}" for name in names)
     text = (
-        f"## How it was chosen\n\nThe best epoch of all trials by {_code(training.get('monitor', 'the monitor'))} on the validation split, "
-        f"delivered as it was then, not retrained ({settings}; all settings stand in `config.json`). "
+        f"## How it was chosen\n\nThe best epoch of all trials by {_code(training.get('monitor', 'the monitor'))} on the "
+        f"validation split, delivered as it was then, not retrained ({settings}; all settings stand in `config.json`). "
         f"Its probabilities are calibrated by a temperature of {config['temperature']:.3f} (Guo et al. 2017, arXiv:1706.04599)."
     )
     if isinstance(threshold, int | float):
@@ -108,9 +108,9 @@ def _use(config: dict[str, Any]) -> str:
 def _limits(config: dict[str, Any]) -> str:
     phantom = " Its data were drawn, so its figures say nothing about any patient." if config["data"].get("phantom") else ""
     return (
-        "## Intended use and limits\n\nFor research: to compare methods, and as a start for one's own data. **Not a medical device**: it "
-        f"must not be used for diagnosis or treatment, and nobody has validated it clinically.{phantom} The figures hold for images "
-        "that come from where the test images came from; another device, hospital, population or preparation can change them much. "
-        "Check it on your own data with `tlray evaluate` first. It answers for any picture, also for one that shows nothing it was "
-        "trained on."
+        "## Intended use and limits\n\nFor research: to compare methods, and as a start for one's own data. **Not a medical "
+        f"device**: it must not be used for diagnosis or treatment, and nobody has validated it clinically.{phantom} The figures "
+        "hold for images that come from where the test images came from; another device, hospital, population or preparation can "
+        "change them much. Check it on your own data with `tlray evaluate` first. It answers for any picture, also for one that "
+        "shows nothing it was trained on."
     )

@@ -105,9 +105,8 @@ def _fitting(model: Model, task: Task) -> list[str]:
             raise DataError(
                 f"{name} has the model's classes in another order ({', '.join(theirs)}): number them as {', '.join(ours)}"
             )
-        notes.append(
-            f"The classes of {name} ({', '.join(theirs)}) are named differently from the model's ({', '.join(ours)}); matched by number."
-        )
+        named = f"({', '.join(theirs)}) are named differently from the model's ({', '.join(ours)})"
+        notes.append(f"The classes of {name} {named}: they are matched by number.")
     if task.channels == 1 and model.channels == 3:
         notes.append(f"{name} has grey images, but the model was trained on colour ones.")
     if task.source.get("phantom") and not model.config["data"].get("phantom"):

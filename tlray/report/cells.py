@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from tlray.errors import RunError
 from tlray.report import diagnosis, plots
 from tlray.report.importance import importance
 from tlray.report.stats import rescale
+from tlray.report.style import Table
 
 PREDICTIONS = ("val_probabilities", "val_labels", "test_probabilities", "test_labels")
 
@@ -28,7 +28,7 @@ def read_predictions(path: Path) -> dict[str, np.ndarray]:
         raise RunError(f"{path} cannot be read ({error}): the run directory is damaged, run the search anew") from error
 
 
-def cell_view(run: Path, entry: dict[str, Any], rows: pd.DataFrame, partial: bool) -> dict[str, Any]:
+def cell_view(run: Path, entry: dict[str, Any], rows: Table, partial: bool) -> dict[str, Any]:
     """Everything that the template needs of one cell.
 
     Args:
@@ -62,10 +62,10 @@ def cell_view(run: Path, entry: dict[str, Any], rows: pd.DataFrame, partial: boo
     }
 
 
-def _search_pictures(entry: dict[str, Any], rows: pd.DataFrame, trials: pd.DataFrame, shares: dict[str, float]) -> dict[str, str]:
+def _search_pictures(entry: dict[str, Any], rows: Table, trials: Table, shares: dict[str, float]) -> dict[str, str]:
     name, winner, monitor = entry["cell"], entry["winner"], entry["monitor"]
     balance = entry["audit"] or {}
-    pictures = dict.fromkeys(("curves", "losses", "slices", "importance", "balance"), "")
+    pictures: dict[str, str] = dict.fromkeys(("curves", "losses", "slices", "importance", "balance"), "")
     if balance.get("classes"):
         pictures["balance"] = diagnosis.class_balance(f"{name}: class balance", balance["classes"], balance.get("images"))
     if not winner:

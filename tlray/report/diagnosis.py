@@ -27,20 +27,20 @@ def confusion(
         labels: int [N], or [N, L] of 0/1.
         threshold: decides for class 1 (binary) or for each finding (multilabel, one number or one each); None is .5.
     """
-    threshold = np.asarray(0.5 if threshold is None else threshold)
+    limit = np.asarray(0.5 if threshold is None else threshold)
     if kind == "multilabel":
-        given, truth = probabilities > threshold, labels.astype(bool)
+        given, truth = probabilities > limit, labels.astype(bool)
         table = np.stack(
             [(truth & given).sum(0), (truth & ~given).sum(0), (~truth & given).sum(0), (~truth & ~given).sum(0)], axis=1
         )
         whole = np.repeat(np.stack([truth.sum(0), (~truth).sum(0)], axis=1), 2, axis=1)
         columns = ["present,\nfound", "present,\nmissed", "absent,\nfalse alarm", "absent,\nleft out"]
         return _heat(title, "Findings: right and wrong", table, table / np.maximum(whole, 1), classes, columns, ("", ""))
-    top = (probabilities[:, 1] > threshold).astype(int) if kind == "binary" else probabilities.argmax(axis=1)
+    top = (probabilities[:, 1] > limit).astype(int) if kind == "binary" else probabilities.argmax(axis=1)
     table = np.zeros((len(classes), len(classes)), int)
     np.add.at(table, (labels.reshape(-1).astype(int), top), 1)
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    name = f"Confusion matrix at threshold {float(threshold):.3f}" if kind == "binary" else "Confusion matrix"
+    name = f"Confusion matrix at threshold {float(limit):.3f}" if kind == "binary" else "Confusion matrix"
     return _heat(title, name, table, share, classes, classes, ("given class", "true class"))
 
 

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 
 from tlray.report.plots import is_log, searched
+from tlray.report.style import Table
 
 ENOUGH = 4
 """Finished trials below which importance means nothing."""
 
 
-def importance(trials: pd.DataFrame, minimise: bool) -> tuple[dict[str, float], str]:
+def importance(trials: Table, minimise: bool) -> tuple[dict[str, float], str]:
     """Shares by knob and an empty reason, or no shares and the reason why there are none.
 
     Functional ANOVA on a random forest over the finished trials' best monitor, as optuna has it. With few trials it is a hint.
@@ -32,7 +33,7 @@ def importance(trials: pd.DataFrame, minimise: bool) -> tuple[dict[str, float], 
     return _fanova(finished, knobs, minimise), ""
 
 
-def _fanova(finished: pd.DataFrame, knobs: list[str], minimise: bool) -> dict[str, float]:
+def _fanova(finished: Table, knobs: list[str], minimise: bool) -> dict[str, float]:
     import optuna
 
     verbosity = optuna.logging.get_verbosity()
@@ -55,11 +56,11 @@ def _fanova(finished: pd.DataFrame, knobs: list[str], minimise: bool) -> dict[st
     return {knob: float(share) for knob, share in found.items()}
 
 
-def _column(knob: str, values: pd.Series) -> tuple[list[Any], Any]:
+def _column(knob: str, values: Table) -> tuple[list[Any], Any]:
     """A knob's values and their optuna distribution: numbers on a plain or log axis, everything else as names."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-    numbers = pd.to_numeric(values, errors="coerce").to_numpy(np.float64)
+    numbers = np.asarray(pd.to_numeric(values, errors="coerce"), np.float64)
     if np.isfinite(numbers).all():
         return numbers.tolist(), FloatDistribution(float(numbers.min()), float(numbers.max()), log=is_log(knob, numbers))
     names = [str(value) for value in values]

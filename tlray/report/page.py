@@ -14,7 +14,7 @@ from tlray.cache import write_bytes
 from tlray.errors import RunError
 from tlray.report.cells import cell_view
 from tlray.report.stats import t_interval
-from tlray.report.style import nice
+from tlray.report.style import Table, nice
 from tlray.results import read_results, read_summary
 
 HERE = Path(__file__).parent
@@ -52,7 +52,8 @@ def write_report(run: Path) -> Path:
     run = Path(run)
     summary, rows = read_summary(run), read_results(run)
     check_summary(run / "summary.json", summary)
-    page = _render(run, summary, _complete(rows))
+    ledger = read_ledger(run / "test_ledger.jsonl")
+    page = _render(run, summary, _complete(rows), ledger)
     try:
         write_bytes(run / "report.html", page.encode())
     except OSError as error:
@@ -74,14 +75,14 @@ def check_summary(path: Path, summary: Any) -> None:
                 raise RunError(f"{path} is damaged, it has no usable {where}{name}: resume the run or run it anew")
 
 
-def _complete(rows: pd.DataFrame) -> pd.DataFrame:
+def _complete(rows: Table) -> Table:
     """The table with every column the page reads, also when no trial had an epoch."""
     for name in ("monitor", "seconds", "train_loss", "val_loss", "phase"):
         rows[name] = pd.to_numeric(rows[name], errors="coerce") if name in rows else math.nan
     return rows
 
 
-def _render(run: Path, summary: dict[str, Any], rows: pd.DataFrame) -> str:
+def _render(run: Path, summary: dict[str, Any], rows: Table, ledger: list[dict[str, Any]]) -> str:
     cells = [cell_view(run, entry, rows[rows["cell"] == entry["cell"]], summary["partial"]) for entry in summary["cells"]]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
@@ -104,7 +105,7 @@ def _render(run: Path, summary: dict[str, Any], rows: pd.DataFrame) -> str:
         cells=cells,
         intervals=sorted({metric["interval"] for cell in cells for metric in cell["test"].values() if metric.get("interval")}),
         arms=_arms(rows) if summary["kind"] == "compare" else [],
-        ledger=read_ledger(run / "test_ledger.jsonl"),
+        ledger=ledger,
     )
 
 
@@ -118,7 +119,7 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
         raise RunError(f"{path} cannot be read ({error}): the run directory is damaged") from error
 
 
-def _arms(rows: pd.DataFrame) -> list[dict[str, Any]]:
+def _arms(rows: Table) -> list[dict[str, Any]]:
     """One entry per cell and arm: trainings, mean and interval over them of the best value on validation."""
     if "arm" not in rows:
         return []

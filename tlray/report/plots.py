@@ -11,13 +11,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from tlray.report.style import BLUE, GREEN, MUTED, PAPER, VERMILION, Picture, legend_below, nice, short
+from tlray.report.style import BLUE, GREEN, MUTED, PAPER, VERMILION, Picture, Table, legend_below, nice, short
 
 LOG_KNOBS = ("lr", "weight_decay")
 """Knobs that are drawn, and whose importance is reckoned, on a log axis."""
 
 
-def trial_table(rows: pd.DataFrame, minimise: bool) -> pd.DataFrame:
+def trial_table(rows: Table, minimise: bool) -> Table:
     """One row per trial, in order of number: status, reason, epochs, seconds, best, best_epoch and its `config/*`."""
     columns = [name for name in rows.columns if name.startswith("config/")]
     trials = []
@@ -35,7 +35,7 @@ def trial_table(rows: pd.DataFrame, minimise: bool) -> pd.DataFrame:
     return pd.DataFrame(trials, columns=["trial", "status", "reason", "epochs", "seconds", "best", "best_epoch", *columns])
 
 
-def searched(trials: pd.DataFrame) -> list[str]:
+def searched(trials: Table) -> list[str]:
     """Names of the Config fields that differ between trials (seeds apart), in the order of the columns."""
     names = [name for name in trials.columns if name.startswith("config/") and name != "config/seed"]
     return [name.removeprefix("config/") for name in names if trials[name].map(str).nunique() > 1]
@@ -46,7 +46,7 @@ def is_log(knob: str, values: np.ndarray) -> bool:
     return knob in LOG_KNOBS and bool((values > 0).all())
 
 
-def learning_curves(title: str, rows: pd.DataFrame, monitor: str, winner: dict[str, Any]) -> str:
+def learning_curves(title: str, rows: Table, monitor: str, winner: dict[str, Any]) -> str:
     """The monitor on validation over epochs, every trial; the winner's curve and its chosen epoch stand out."""
     with Picture(title) as picture:
         axes = picture.axes
@@ -74,7 +74,7 @@ def learning_curves(title: str, rows: pd.DataFrame, monitor: str, winner: dict[s
     return picture.svg
 
 
-def loss_curves(title: str, rows: pd.DataFrame, winner: dict[str, Any]) -> str:
+def loss_curves(title: str, rows: Table, winner: dict[str, Any]) -> str:
     """Training and validation loss of the winner over epochs, with the boundaries of its phases."""
     best = rows[rows["trial"] == winner["trial"]].sort_values("epoch")
     with Picture(title) as picture:
@@ -105,7 +105,7 @@ def importance_bars(title: str, importances: dict[str, float], trials: int) -> s
     return picture.svg
 
 
-def slices(title: str, trials: pd.DataFrame, knobs: Sequence[str], monitor: str, winner: int) -> str:
+def slices(title: str, trials: Table, knobs: Sequence[str], monitor: str, winner: int) -> str:
     """Best validation monitor of every trial against each searched knob, one panel a knob."""
     columns = min(4, len(knobs))
     rows = -(-len(knobs) // columns)
@@ -120,9 +120,9 @@ def slices(title: str, trials: pd.DataFrame, knobs: Sequence[str], monitor: str,
     return picture.svg
 
 
-def _slice(axes: Axes, trials: pd.DataFrame, knob: str, winner: int) -> None:
+def _slice(axes: Axes, trials: Table, knob: str, winner: int) -> None:
     values = trials[f"config/{knob}"]
-    numbers = pd.to_numeric(values, errors="coerce")
+    numbers: Table = pd.to_numeric(values, errors="coerce")
     whole = (trials["status"] == "finished").to_numpy()
     if numbers.notna().all() and numbers.nunique() > 3:
         x = numbers.to_numpy(np.float64)
@@ -159,6 +159,6 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _epochs(axes: Axes, epochs: pd.Series) -> None:
+def _epochs(axes: Axes, epochs: Table) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(0.6, float(epochs.max()) + 0.4)

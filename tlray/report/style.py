@@ -11,6 +11,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+Table = Any
+"""A pandas DataFrame (or one of its columns): the types that pandas declares lead pyright astray."""
 INK, MUTED, GRID, PAPER = "#1b1f24", "#6a737d", "#d9dee3", "#fefefe"
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
@@ -19,7 +21,7 @@ VARIABLES = {
     PURPLE: "purple", ORANGE: "orange", SKY: "sky",
 }  # fmt: skip
 """Colour -> the page's CSS variable that takes its place in the SVG."""
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": 9, "font.family": "sans-serif",
     "text.color": INK, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "axes.titlecolor": INK, "axes.titlesize": 10,
     "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.labelsize": 9, "axes.facecolor": "none",
@@ -57,13 +59,15 @@ class Picture:
         width, height, rows, columns = self._shape
         self._style = matplotlib.rc_context({**STYLE, "svg.hashsalt": self.title})
         self._style.__enter__()
-        self.figure = Figure(figsize=(width, height), layout="constrained")
+        self.figure = Figure(figsize=(width, height), layout="constrained", dpi=72)
         self.axes: Any = self.figure.subplots(rows, columns, **self._options)
         return self
 
     def __exit__(self, *error: Any) -> None:
         try:
             if error[0] is None:
+                self.figure.get_layout_engine().execute(self.figure)
+                self.figure.set_layout_engine("none")  # laid out once: savefig would draw everything twice
                 buffer = io.StringIO()
                 self.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
                 self.svg = _inline(buffer.getvalue(), self.title)

@@ -67,7 +67,7 @@ def fit(
         assert runner is not None
         history = [*history, _run_epoch(prepared, runner, at, history, started)]
         best = min(history, key=lambda row: rank_key(row, config.minimise))["epoch"]
-        metrics = {key: value for key, value in history[-1].items() if key not in ("epoch", "phase")}
+        metrics = {key: value for key, value in history[-1].items() if key not in ("epoch", "phase", "phases")}
         last = _locate(prepared, history) is None
         state = _state_of(prepared, runner, history, best)
         yield Epoch(len(history), at.phase, len(prepared.plan), last, metrics, best, history, state)
@@ -90,7 +90,7 @@ def _locate(prepared: Prepared, history: list[dict[str, Any]]) -> Position | Non
 def _run_epoch(prepared: Prepared, runner: PhaseRunner, at: Position, history: list[dict], started: float) -> dict[str, Any]:
     config, number = prepared.config, len(history) + 1
     in_phase = [row["monitor"] for row in history if row["phase"] == at.phase]
-    row: dict[str, Any] = {"epoch": number, "phase": at.phase, "cached": runner.cached}
+    row: dict[str, Any] = {"epoch": number, "phase": at.phase, "phases": len(prepared.plan), "cached": runner.cached}
     row |= runner.train_epoch(number, at.done, in_phase)
     row |= runner.validate(number)
     row["monitor"] = monitor_value({key.removeprefix("val_"): value for key, value in row.items()}, config.monitor)
