@@ -53,9 +53,7 @@ def shared() -> Path:
     return folder
 
 
-def write_toy(
-    path: Path, kind: str = "binary", train: int = 64, val: int = 32, test: int = 32, size: int = 28, seed: int = 0
-) -> Path:
+def write_toy(path: Path, kind: str = "binary", train: int = 64, val: int = 32, test: int = 32, size: int = 28, seed: int = 0) -> Path:
     """Write a learnable npz of MedMNIST's layout and return its path.
 
     Grey noise uint8 [N, size, size]; label k is a bright square in the k-th corner. Binary: class 1 has one and class 0

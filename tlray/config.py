@@ -35,9 +35,7 @@ class Config:
 
     task: str = _knob("pneumoniamnist", "Data set: a name, npz:FILE or folder:DIR.")
     size: int = _knob(28, "Pixels on a side that the network sees.", low=8, high=1024)
-    samples: int | str | None = _knob(
-        None, "Training images drawn by the seed: none (all), a number, or N/class (N of each class)."
-    )
+    samples: int | str | None = _knob(None, "Training images drawn by the seed: none (all), a number, or N/class (N of each class).")
     folds: int | None = _knob(None, "Number of cross-validation folds of the training split, or none.", low=2, high=100)
     fold: int | None = _knob(None, "Which fold (from 0) is the validation split; needs folds.", low=0)
     augment: str = _knob("none", "Random change of the training images.", registry=AUGMENTS)
@@ -59,13 +57,9 @@ class Config:
     class_weights: str = _knob("none", "none, or balanced: weight inverse to the frequency in the drawn labels.",
                                choices=("none", "balanced"))  # fmt: skip
     epochs: int = _knob(10, "Epochs over all phases.", low=1, high=100_000)
-    steps_per_epoch: int | None = _knob(
-        None, "None: every image once per epoch; N: N batches drawn from consecutive permutations.", low=1
-    )
+    steps_per_epoch: int | None = _knob(None, "None: every image once per epoch; N: N batches drawn from consecutive permutations.", low=1)
     batch_size: int = _knob(64, "Images per optimizer step, over all workers.", low=1, high=1_000_000)
-    patience: int | None = _knob(
-        None, "Epochs without a better monitor after which a phase (the last: the run) ends, or none.", low=1
-    )
+    patience: int | None = _knob(None, "Epochs without a better monitor after which a phase (the last: the run) ends, or none.", low=1)
     monitor: str = _knob("auroc", "Validation metric that decides; several of one direction joined by + are averaged.")
     precision: str = _knob("float32", "Arithmetic of the forward pass.", choices=("float32", "bfloat16", "float64"))
     threads: int | None = _knob(None, "CPU threads of one process (part of the numbers); none: all it may use.", low=1, high=1024)
@@ -81,7 +75,7 @@ class Config:
 
     def _field_problem(self, each: dataclasses.Field) -> str | None:
         value, rule = getattr(self, each.name), each.metadata
-        types = get_args(each.type) or (each.type,)
+        types: Any = get_args(each.type) or (each.type,)
         if isinstance(value, bool) or not isinstance(value, types):
             if float in types and isinstance(value, int) and not isinstance(value, bool):
                 object.__setattr__(self, each.name, float(value))
@@ -194,7 +188,7 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
 def pretraining_source(weights: str) -> tuple[str, dict[str, Any]] | None:
     """(data set, overridden fields) when `weights` names a data set to pretrain on; None for none, imagenet and files."""
     name, _, query = weights.partition("?")
-    if weights in ("none", "imagenet") or name.removesuffix("/autoencoder") not in TASKS and not name.startswith(PATH_SCHEMES):
+    if weights in ("none", "imagenet") or (name.removesuffix("/autoencoder") not in TASKS and not name.startswith(PATH_SCHEMES)):
         return None
     return name, {key: parse_field(key, text) for key, text in parse_qsl(query, keep_blank_values=True)}
 
@@ -213,4 +207,6 @@ def pretraining_problems(weights: str) -> list[str]:
     if weights in ("none", "imagenet") or "/" in weights or "." in weights or weights.startswith("~"):
         return []
     choices = ["none", "imagenet", *TASKS.names()]
-    return [f"unknown weights {weights!r}{did_you_mean(weights, choices)}: none, imagenet, a file, or a data set ({', '.join(choices[2:])})"]
+    return [
+        f"unknown weights {weights!r}{did_you_mean(weights, choices)}: none, imagenet, a file, or a data set ({', '.join(choices[2:])})"
+    ]

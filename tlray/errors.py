@@ -25,5 +25,9 @@ class RunError(UserError):
     """A run directory that cannot be made, resumed or read, or resources that are not there."""
 
 
+class Interrupted(RunError):
+    """Ctrl-C: the state is saved and `--resume` goes on."""
+
+
 class NonFiniteLoss(ArithmeticError):
     """The training loss became NaN or infinite; the message names the epoch."""

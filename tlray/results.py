@@ -95,7 +95,9 @@ def rows_of(cell_name: str, task: str, trials: list[Trial]) -> list[dict[str, An
     """One row per (trial, epoch), and one with empty metrics for a trial that ended before its first epoch."""
     rows = []
     for trial in trials:
-        config = {f"config/{key}": value if value is None else str(value) if key == "samples" else value for key, value in trial.config.items()}
+        config = {
+            f"config/{key}": value if value is None else str(value) if key == "samples" else value for key, value in trial.config.items()
+        }
         about = {"cell": cell_name, "task": task, "backbone": trial.config["backbone"], "arm": trial.arm, "trial": trial.number,
                  "status": trial.status, "reason": trial.reason}  # fmt: skip
         rows += [{**about, **row, **config} for row in trial.history or [{"epoch": 0}]]

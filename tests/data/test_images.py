@@ -49,9 +49,7 @@ def whole_png() -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"no image at all", whole_png()[:2000], whole_png()[:40]], ids=["empty", "text", "cut", "header"]
-)
+@pytest.mark.parametrize("content", [b"", b"no image at all", whole_png()[:2000], whole_png()[:40]], ids=["empty", "text", "cut", "header"])
 def test_what_is_no_image_is_named(tmp_path, content):
     path = tmp_path / "bad.png"
     path.write_bytes(content)

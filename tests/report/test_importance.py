@@ -21,9 +21,7 @@ def test_the_deciding_knob_leads():
     random = np.random.default_rng(0)
     lr, dropout = 10 ** random.uniform(-5, -1, 24), random.uniform(0, 0.5, 24)
     kind = random.choice(["cosine", "constant"], 24).tolist()
-    table = rows(
-        (0.9 - 0.1 * np.abs(np.log10(lr) + 3)).tolist(), lr=lr.tolist(), dropout=dropout.tolist(), scheduler=kind, seed=[0] * 24
-    )
+    table = rows((0.9 - 0.1 * np.abs(np.log10(lr) + 3)).tolist(), lr=lr.tolist(), dropout=dropout.tolist(), scheduler=kind, seed=[0] * 24)
     shares, reason = importance(trial_table(table, False), minimise=False)
     assert reason == ""
     assert list(shares) == sorted(shares, key=lambda name: -shares[name])

@@ -198,9 +198,7 @@ def test_a_damaged_ledger_is_named(run):
 
 
 def test_groups_in_two_splits_are_a_warning():
-    assert ("warn", "2 groups are in both splits of train-test.") in audit_lines(
-        {"groups": {"train": 9, "across": {"train-test": 2}}}
-    )
+    assert ("warn", "2 groups are in both splits of train-test.") in audit_lines({"groups": {"train": 9, "across": {"train-test": 2}}})
     assert ("ok", "No group is in two splits.") in audit_lines({"groups": {"train": 9, "across": {"train-test": 0}}})
 
 

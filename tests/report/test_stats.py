@@ -59,9 +59,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
         labels = random.permutation(np.arange(200) % 2)
         right = random.random(200) < 0.8
         score = np.where(right == (labels == 1), 0.9, 0.1)
-        found = bootstrap("binary", np.stack([1 - score, score], axis=1), labels, ["accuracy"], resamples=300, seed=seed)[
-            "accuracy"
-        ]
+        found = bootstrap("binary", np.stack([1 - score, score], axis=1), labels, ["accuracy"], resamples=300, seed=seed)["accuracy"]
         covered += found["low"] <= 0.8 <= found["high"]
     assert 0.90 <= covered / 300 <= 0.985
 
@@ -132,3 +130,4 @@ def test_rescaled_probabilities_are_those_of_scaled_logits(kind, outputs):
     at_one = KINDS[kind].probabilities(logits).numpy()
     expected = KINDS[kind].probabilities(logits / 1.7).numpy()
     assert rescale(kind, at_one, 1.7) == pytest.approx(expected, abs=1e-9)
+    assert rescale(kind, expected, 1 / 1.7) == pytest.approx(at_one, abs=1e-9)

@@ -35,9 +35,7 @@ def test_arrays_do_as_well_as_tensors():
 def test_no_temperature_near_by_is_better():
     logits, labels = draw("multiclass", count=200)
     best = fit_temperature("multiclass", 3 * logits, labels)
-    losses = [
-        float(torch.nn.functional.cross_entropy(3 * logits.double() / t, labels)) for t in (best, 0.98 * best, 1.02 * best, 1.0)
-    ]
+    losses = [float(torch.nn.functional.cross_entropy(3 * logits.double() / t, labels)) for t in (best, 0.98 * best, 1.02 * best, 1.0)]
     assert min(losses) == losses[0]
 
 

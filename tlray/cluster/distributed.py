@@ -88,7 +88,11 @@ def pretrain_all(configs: Sequence[Config], places: Places, resources: Resources
 
     Raises RunError when one of them did not come to an end.
     """
-    settings = {"places": places, "configs": [config.to_dict() for config in configs], "deal_out": len(configs) >= 2 * resources.processes > 2}
+    settings = {
+        "places": places,
+        "configs": [config.to_dict() for config in configs],
+        "deal_out": len(configs) >= 2 * resources.processes > 2,
+    }
     name = f"{run}-pretraining"
     torch_trainer(_pretrain_worker, settings, name, storage, resources).fit()
     for config in configs:

@@ -8,7 +8,7 @@ def dashboard_url() -> str:
     return (_global_node.webui_url or "") if _global_node else ""
 
 
-def declared_maximum() -> dict[str, float] | None:
+def declared_maximum() -> dict[str, int] | None:
     """Resources that an autoscaling cluster may grow to, by its own configuration; None where nothing is declared."""
     from ray._private.state import state
 

@@ -26,7 +26,9 @@ class Resources:
 
     def describe(self) -> str:
         """One line for the plan."""
-        where = "inside the trial's process" if self.workers == 0 else f"in a TorchTrainer of {self.workers} worker{'s' * (self.workers > 1)}"
+        where = (
+            "inside the trial's process" if self.workers == 0 else f"in a TorchTrainer of {self.workers} worker{'s' * (self.workers > 1)}"
+        )
         return f"{self.concurrent} at a time, each {where} with {self.cpus} CPU{'s' * (self.cpus > 1)}" + (
             f" and {self.gpus:g} GPU per process" if self.gpus else ""
         )

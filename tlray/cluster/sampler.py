@@ -4,6 +4,7 @@ Nothing is stored and nothing unpickled: after a resume the study is built anew 
 have proposed.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -77,14 +78,22 @@ class Sampler:
         """
         if number < len(self.first):
             return replace(self.base, **self.first[number])
-        sampler = optuna.samplers.TPESampler(
-            seed=mix("sampler", self.seed, number) % 2**32, multivariate=True, group=True, constant_liar=True, n_startup_trials=self.startup
-        )
-        study = optuna.create_study(sampler=sampler, direction="minimize" if self.base.minimise else "maximize")
+        study = self._study(number)
         for trial in known:
             if (frozen := self._frozen(trial)) is not None:
                 study.add_trial(frozen)
         return self._draw(study.ask())
+
+    def _study(self, number: int) -> optuna.Study:
+        """An empty study whose sampler is seeded for this trial alone."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        seed = mix("sampler", self.seed, number) % 2**32
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # group, constant_liar: pinned and tested
+            sampler = optuna.samplers.TPESampler(
+                seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=self.startup
+            )
+        return optuna.create_study(sampler=sampler, direction="minimize" if self.base.minimise else "maximize")
 
     def _draw(self, asked: optuna.trial.Trial) -> Config:
         """Draw field after field; the schedule goes first because it decides which others mean anything."""
@@ -97,7 +106,9 @@ class Sampler:
     def _frozen(self, trial: Trial) -> optuna.trial.FrozenTrial | None:
         """An ended or running trial as Optuna knows it, None for a failed one (which says nothing about its configuration)."""
         config = Config(**trial.config)
-        params = {name: trial.config[name] for name in self.space if relevant(name, config) and _inside(trial.config[name], self.space[name])}
+        params = {
+            name: trial.config[name] for name in self.space if relevant(name, config) and _inside(trial.config[name], self.space[name])
+        }
         domains = {name: self.space[name] for name in params}
         if not trial.ended:
             return optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=domains)

@@ -5,6 +5,7 @@ Nothing of Tune's own state is read after a resume: the study, the rungs and the
 
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from tlray.cluster.sampler import Sampler
 from tlray.cluster.trial import Job, distributed, fail, in_process
 from tlray.config import Config
 from tlray.errors import RunError
-from tlray.results import STOPPED, Trial, end_trial, read_trial, read_trials, trial_folder, write_trial
+from tlray.results import STOPPED, Trial, end_trial, read_trial, read_trials, trial_folder, winner, write_trial
 from tlray.training.checkpoint import found, newest_checkpoint
 
 log = logging.getLogger(__name__)
@@ -35,11 +36,15 @@ class Listener(Protocol):
 
 @dataclass
 class Book:
-    """The trials of one cell as the driver knows them; every change is on disk before it counts."""
+    """The trials of one cell as the driver knows them; every change is on disk before it counts.
+
+    keep_best: keep the checkpoints of every trial (each is evaluated later), not of the best one alone.
+    """
 
     job: Job
     minimise: bool
     listener: Listener | None = None
+    keep_best: bool = False
     trials: dict[int, Trial] = field(default_factory=dict)
     stopped: set[int] = field(default_factory=set)
 
@@ -54,12 +59,12 @@ class Book:
         self.trials[number] = Trial(number, config.to_dict(), arm=arm)
         write_trial(self.job.cell, self.trials[number])
 
-    def end(self, number: int, error: bool = False) -> None:
+    def end(self, number: int, error: bool = False, reason: str = "behind the others at its rung") -> None:
         """Note what became of a trial that Tune has let go of; one that was cut off by an interrupt stays running."""
         trial = read_trial(self.job.cell, number)
         if not trial.ended and number in self.stopped:
             newest = newest_checkpoint(trial_folder(self.job.cell, number) / "checkpoints")
-            trial = end_trial(self.job.cell, number, STOPPED, newest.meta["history"] if newest else [], "behind the others at its rung")
+            trial = end_trial(self.job.cell, number, STOPPED, newest.meta["history"] if newest else [], reason)
         elif not trial.ended and error:
             fail(self.job, number, RunError("its process was lost more often than it may be"))
             trial = read_trial(self.job.cell, number)
@@ -71,8 +76,8 @@ class Book:
 
     def sweep(self, keep: int | None = None) -> None:
         """Delete the checkpoints of ended trials but the winner's; `keep` may still be written by a process that is being stopped."""
-        from tlray.results import winner
-
+        if self.keep_best:
+            return
         best = winner([trial for trial in self.trials.values() if trial.ended], self.minimise)
         for number, trial in self.trials.items():
             if trial.ended and number != keep and (best is None or number != best[0].number):
@@ -97,7 +102,7 @@ class Queue(Searcher):
         self.waiting = sorted(set(self.waiting) - skip, key=lambda number: (number not in book.trials, number))
         self.numbers: dict[str, int] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
         """The number of the next trial; its configuration stands in its file."""
         if not self.waiting:
             return Searcher.FINISHED
@@ -235,7 +240,12 @@ def _end_behind(book: Book, numbers: set[int]) -> None:
 
 
 def _finish(book: Book, queue: Queue, scheduler: TrialScheduler, seconds: float | None) -> list[Trial]:
+    started = time.monotonic()
     if queue.waiting:
         _run(book.job, queue, scheduler, seconds)
+    if seconds is not None and time.monotonic() - started >= seconds:
+        for number in [number for number, trial in book.trials.items() if not trial.ended]:
+            book.stopped.add(number)
+            book.end(number, reason="the time budget was over")
     book.sweep()
     return [book.trials[number] for number in sorted(book.trials)]

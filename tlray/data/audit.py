@@ -43,9 +43,7 @@ def audit(
             "label_conflicts": _label_conflicts(hashes, labels),
         },
         "groups": _groups(groups),
-        "without_positive": {
-            name: [classes[i] for i, n in enumerate(each) if n == 0] for name, each in counts.items() if 0 in each
-        },
+        "without_positive": {name: [classes[i] for i, n in enumerate(each) if n == 0] for name, each in counts.items() if 0 in each},
     }
 
 

@@ -98,9 +98,7 @@ def _member(path: Path, file: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
         array = file[key]
     except ValueError as error:
         if "bject arrays" in str(error):
-            raise DataError(
-                f"{path}: {key} is an object array, which tlray does not unpickle: save it with a numeric type"
-            ) from None
+            raise DataError(f"{path}: {key} is an object array, which tlray does not unpickle: save it with a numeric type") from None
         raise
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path}: {key} is no NumPy array")
@@ -120,9 +118,7 @@ def _images(path: Path, key: str, images: np.ndarray) -> np.ndarray:
     if images.dtype == np.uint16:
         return narrow(images)
     if images.dtype != np.uint8:
-        raise DataError(
-            f"{path}: {key} is {images.dtype}, but must be uint8 (0 to 255) or uint16 (0 to 65535): scale and convert it"
-        )
+        raise DataError(f"{path}: {key} is {images.dtype}, but must be uint8 (0 to 255) or uint16 (0 to 65535): scale and convert it")
     return images
 
 

@@ -28,7 +28,7 @@ CHEST = {"train": 2800, "val": 400, "test": 800}
 PNEUMONIA = {"train": 2400, "val": 400, "test": 800}
 """Images per split."""
 
-SEVERITY = 0.6
+SEVERITY = 1.0
 
 _CHUNK = 200  # images drawn at a time, to stay in tens of megabytes
 
@@ -145,9 +145,8 @@ def _consolidation(scene: Scene, u: np.ndarray) -> np.ndarray:
 
 
 def _edema(scene: Scene, u: np.ndarray) -> np.ndarray:
-    x, y = _turn(scene.x, scene.y, _between(u[:, 0], -1, 1))
-    grains = _wave(x / 0.24 + u[:, 1, None, None]) * _wave(y / 0.24 + u[:, 2, None, None])
-    return _between(u[:, 3], 0.1, 0.24) * grains * scene.lung  # both lungs
+    x, y = _turn(scene.x, scene.y, _between(u[:, 0], -0.3, 0.3))
+    return _between(u[:, 2], 0.14, 0.26) * _wave(y / 0.22 + u[:, 1, None, None]) * scene.lung  # lines over both lungs
 
 
 def _emphysema(scene: Scene, u: np.ndarray) -> np.ndarray:
@@ -198,11 +197,16 @@ FINDINGS: dict[str, Callable[[Scene, np.ndarray], np.ndarray]] = {
 TARGET = ("infiltration", "pneumonia", "consolidation")
 """Findings that make an image of phantom_pneumonia positive."""
 
+MIMICS = ("edema", "fibrosis")
+"""Findings of equally strong texture, more frequent in the negative images of phantom_pneumonia, so that contrast gives nothing away."""
+
 
 def _anatomy(body: np.ndarray, pose: np.ndarray) -> tuple[Scene, np.ndarray]:
     """Scene and normal picture, float64 [N, H, W] in about 0..1, from uniform numbers of the patient and of the exposure, [N, 8] each."""
     axis = (2 * np.arange(SIZE) + 1) / SIZE - 1
-    x, y = _turn(axis[None, None, :] + 0 * pose[:, :1, None], axis[None, :, None] + 0 * pose[:, :1, None], _between(pose[:, 0], -0.06, 0.06))
+    x, y = _turn(
+        axis[None, None, :] + 0 * pose[:, :1, None], axis[None, :, None] + 0 * pose[:, :1, None], _between(pose[:, 0], -0.06, 0.06)
+    )
     scale = _between(pose[:, 1], 0.88, 1.1)
     x, y = (x - _between(pose[:, 2], -0.1, 0.1)) / scale, (y - _between(pose[:, 3], -0.1, 0.1)) / scale
     width, height = _between(body[:, 0], 0.29, 0.36), _between(body[:, 1], 0.62, 0.76)
@@ -237,7 +241,7 @@ def _expose(picture: np.ndarray, u: np.ndarray, noise: np.ndarray) -> np.ndarray
     return np.floor(np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def draw(present: np.ndarray, patients: np.ndarray, rng: np.random.Generator, severity: float = 1.0) -> np.ndarray:
+def draw(present: np.ndarray, patients: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Radiographs with the findings `present` (bool [N, 14]) of the `patients` (int [N], images of one share their anatomy): uint8 [N, H, W]."""
     count = len(present)
     body = rng.random((int(patients.max()) + 1, 8))[patients]
@@ -251,7 +255,7 @@ def draw(present: np.ndarray, patients: np.ndarray, rng: np.random.Generator, se
         picture = picture + _shadows(scene, shadows)
         for k, (name, add) in enumerate(FINDINGS.items()):
             (ill,) = here[:, k].nonzero()
-            picture[ill] += (severity if name in TARGET else 1.0) * add(scene.take(ill), details[ill, k])
+            picture[ill] += (SEVERITY if name in TARGET else 1.0) * add(scene.take(ill), details[ill, k])
         images[rows] = _expose(picture, pose, rng.random((2, len(here), SIZE, SIZE)))
     return images
 
@@ -260,10 +264,11 @@ def _chest_split(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.n
     """Findings (bool [N, 14]) and patients (int64 [N], from 0) of `count` images: one to four images a patient, half of the patients ill."""
     sizes = 1 + np.floor(4 * rng.random(count)).astype(np.int64)
     patients = np.repeat(np.arange(count), sizes)[:count]
-    often = np.array([1.8 if name in TARGET else 0.8 for name in FINDINGS])
-    chronic = (rng.random((count, len(FINDINGS))) < 0.12 * often)[patients]
-    acute = rng.random((count, len(FINDINGS))) < 0.1 * often
-    ill = (rng.random(count) < 0.65)[patients]
+    target, mimic = (np.array([name in group for name in FINDINGS]) for group in (TARGET, MIMICS))
+    ill, inflamed = (rng.random(count) < 0.7)[patients], (rng.random(count) < 0.5)[patients]
+    often = np.where(target, 0.3 * inflamed[:, None], np.where(mimic, np.where(inflamed, 0.05, 0.25)[:, None], 0.08))
+    chronic = rng.random((count, len(FINDINGS)))[patients] < often
+    acute = rng.random((count, len(FINDINGS))) < often
     return (chronic | acute) & ill[:, None], patients
 
 
@@ -285,7 +290,8 @@ def _pneumonia_split(count: int, rng: np.random.Generator) -> tuple[np.ndarray, 
     """Findings (bool [N, 14]) and label (int64 [N]) of `count` images: half have one of TARGET or more, the others are as frequent in either."""
     target = np.array([name in TARGET for name in FINDINGS])
     labels = rng.random(count) < 0.5
-    others = rng.random((count, len(FINDINGS))) < 0.12 * np.array([name != "edema" for name in FINDINGS])
+    mimic = np.array([name in MIMICS for name in FINDINGS])
+    others = rng.random((count, len(FINDINGS))) < np.where(mimic, np.where(labels, 0.15, 0.45)[:, None], 0.1)
     lot = np.where(target, rng.random((count, len(FINDINGS))), 2)
     first = lot.argsort(axis=1).argsort(axis=1) == 0
     second = target & (rng.random((count, len(FINDINGS))) < 0.25)
@@ -297,7 +303,7 @@ def _pneumonia_splits() -> dict[str, RawSplit]:
     for stream, (name, count) in enumerate(PNEUMONIA.items()):
         rng = np.random.Generator(np.random.PCG64([GENERATOR, 2, stream]))
         present, labels = _pneumonia_split(count, rng)
-        splits[name] = RawSplit(draw(present, np.arange(count), rng, SEVERITY), labels)
+        splits[name] = RawSplit(draw(present, np.arange(count), rng), labels)
     return splits
 
 

@@ -64,9 +64,7 @@ def _with_every_split(raw: Raw, hashes: dict[str, np.ndarray]) -> tuple[Raw, dic
     if all(name in raw.splits for name in NAMES):
         return raw, hashes, "given"
     if "val" in raw.splits:
-        raise DataError(
-            f"{raw.source.get('file', 'the data set')} has a val but no test split: add one, or give all images as train"
-        )
+        raise DataError(f"{raw.source.get('file', 'the data set')} has a val but no test split: add one, or give all images as train")
     if not len(train.images):
         raise DataError(f"{raw.source.get('file', 'the data set')} has no images in train")
     tie = ties(hashes["train"], train.groups)

@@ -80,9 +80,7 @@ def _folds(task: Task, folds: int) -> np.ndarray:
     for number in range(folds):
         labels = task.train.labels[fold == number]
         if not len(labels) or (task.kind != "multilabel" and len(np.unique(labels)) < 2):
-            raise DataError(
-                f"folds={folds}: fold {number} of task {task.name} would not have images of two classes: use fewer folds"
-            )
+            raise DataError(f"folds={folds}: fold {number} of task {task.name} would not have images of two classes: use fewer folds")
     return fold
 
 

@@ -105,8 +105,6 @@ def _read(spec: str, folder: Path) -> Task:
         meta = json.loads((folder / "meta.json").read_text())
         train, val = open_split(folder, "train"), open_split(folder, "val")
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"the prepared arrays in {folder} are damaged ({error}): delete that folder to have them made anew"
-        ) from None
+        raise DataError(f"the prepared arrays in {folder} are damaged ({error}): delete that folder to have them made anew") from None
     return Task(meta["name"], spec, meta["kind"], tuple(meta["classes"]), meta["channels"], meta["size"],
                 train, val, meta["source"], meta["audit"], meta["fingerprint"], folder)  # fmt: skip

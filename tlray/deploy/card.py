@@ -48,12 +48,10 @@ def _what(config: dict[str, Any]) -> str:
 def _figures(metrics: dict[str, Any]) -> str:
     test, validation = metrics["test"] or {}, metrics["validation"] or {}
     rows = [
-        f"| {name} | {_number(validation.get(name))} | {_interval(test.get(name))} |"
-        for name in SHOWN
-        if name in {**validation, **test}
+        f"| {name} | {_number(validation.get(name))} | {_interval(test.get(name))} |" for name in SHOWN if name in {**validation, **test}
     ]
     kinds = sorted({each["interval"] for each in test.values() if each.get("interval")})
-    size = f"{metrics['parameters']:,} parameters, {metrics['megabytes']:.1f} MB, {metrics['ms_per_image']:.1f} ms per image"
+    size = f"{metrics['parameters']:,} parameters, {metrics['megabytes']:.3g} MB, {metrics['ms_per_image']:.1f} ms per image"
     return (
         "## Figures\n\n| metric | validation | test |\n|---|---|---|\n" + "\n".join(rows) + "\n\n"
         + (f"In brackets: {'; '.join(kinds)}. " if kinds else "The test split has not been opened. ")

@@ -121,9 +121,7 @@ def load_model(folder: str | Path) -> Model:
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise WeightsError(
-            f"{path} does not fit a {config['backbone']} for {len(config['classes'])} classes: deliver it anew"
-        ) from error
+        raise WeightsError(f"{path} does not fit a {config['backbone']} for {len(config['classes'])} classes: deliver it anew") from error
     return Model(network.eval().requires_grad_(False), config, metrics, folder)
 
 

@@ -102,9 +102,7 @@ def _fitting(model: Model, task: Task) -> list[str]:
     notes = []
     if theirs != ours:
         if sorted(theirs) == sorted(ours):
-            raise DataError(
-                f"{name} has the model's classes in another order ({', '.join(theirs)}): number them as {', '.join(ours)}"
-            )
+            raise DataError(f"{name} has the model's classes in another order ({', '.join(theirs)}): number them as {', '.join(ours)}")
         named = f"({', '.join(theirs)}) are named differently from the model's ({', '.join(ours)})"
         notes.append(f"The classes of {name} {named}: they are matched by number.")
     if task.channels == 1 and model.channels == 3:

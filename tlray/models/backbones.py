@@ -50,9 +50,7 @@ class Backbone(nn.Module):
         self.pool_size = pool_size
         self.min_size = min_size
         theirs = {id(tensor): key for key, tensor in _tensors(source).items()} if source is not None else {}
-        self.torchvision_keys: dict[str, str] = {
-            key: theirs[id(tensor)] for key, tensor in _tensors(self).items() if id(tensor) in theirs
-        }
+        self.torchvision_keys: dict[str, str] = {key: theirs[id(tensor)] for key, tensor in _tensors(self).items() if id(tensor) in theirs}
 
     def check_size(self, size: int) -> None:
         """Raise ConfigError when images of `size` px on a side are too small for this backbone."""

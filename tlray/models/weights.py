@@ -70,9 +70,7 @@ def open_weights(weights: str, backbone: str, channels: int, places: Places) -> 
         stat = path.stat()
         path.open("rb").close()
     except OSError as error:
-        raise WeightsError(
-            f"weights {path} cannot be opened ({error.strerror}): name none, imagenet, a data set or a file"
-        ) from error
+        raise WeightsError(f"weights {path} cannot be opened ({error.strerror}): name none, imagenet, a data set or a file") from error
     return _open_file(weights == "imagenet", path.absolute(), (stat.st_mtime_ns, stat.st_size), backbone, channels)
 
 
@@ -117,9 +115,7 @@ def save_weights(path: str | Path, model: Classifier, metadata: dict[str, Any]) 
         for name, tensor in model.state_dict().items()
     }
     # str() of a float32 is the shortest text that gives it back: .485, not .48500001431
-    normalisation = {
-        name: [float(str(each)) for each in getattr(model, name).float().numpy(force=True)] for name in ("mean", "std")
-    }
+    normalisation = {name: [float(str(each)) for each in getattr(model, name).float().numpy(force=True)] for name in ("mean", "std")}
     text = json.dumps({**metadata, "backbone": model.backbone.name, **normalisation})
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"tlray": text})
@@ -258,9 +254,7 @@ def _own_metadata(path: Path, metadata: dict[str, str]) -> dict[str, Any] | None
     return own
 
 
-def _normalisation(
-    path: Path, own: dict[str, Any] | None, ours: bool, network: Backbone
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalisation(path: Path, own: dict[str, Any] | None, ours: bool, network: Backbone) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if own is None and not ours:
         return IMAGENET_MEAN, IMAGENET_STD
     read = []
@@ -284,9 +278,7 @@ def _head(tensors: dict[str, Tensor], num_features: int) -> dict[str, Tensor] | 
     return None
 
 
-def _checked(
-    path: Path, network: Backbone, tensors: dict[str, Tensor], names: dict[str, str]
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _checked(path: Path, network: Backbone, tensors: dict[str, Tensor], names: dict[str, str]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The backbone's state in our keys, every tensor there and of the right shape, nothing left over but the head."""
     state, wrong, converted = {}, [], set()
     for key, template in network.state_dict().items():
@@ -308,9 +300,7 @@ def _checked(
             f"first {wrong[0]}"
         )
     left = tensors.keys() - set(names.values())
-    extra = sorted(
-        name for name in left if not name.startswith(tuple(f"{each}." for each in HEADS)) and "num_batches_tracked" not in name
-    )
+    extra = sorted(name for name in left if not name.startswith(tuple(f"{each}." for each in HEADS)) and "num_batches_tracked" not in name)
     if extra:
         raise WeightsError(f"weights {path} are not those of a {network.name}: {len(extra)} tensors too many, first {extra[0]}")
     return state, tuple(f"{path.name}: {each} numbers read as float32" for each in sorted(converted))

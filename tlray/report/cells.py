@@ -17,7 +17,7 @@ PREDICTIONS = ("val_probabilities", "val_labels", "test_probabilities", "test_la
 
 
 def read_predictions(path: Path) -> dict[str, np.ndarray]:
-    """The winner's uncalibrated probabilities float [N, K] and labels, by the names in PREDICTIONS.
+    """The winner's calibrated probabilities float [N, K] and labels, by the names in PREDICTIONS.
 
     Raises RunError when the file is damaged or lacks an array.
     """
@@ -41,7 +41,7 @@ def cell_view(run: Path, entry: dict[str, Any], rows: Table, partial: bool) -> d
     predicted = read_predictions(path) if winner and (path.exists() or not partial) else None
     trials = plots.trial_table(rows, entry["minimise"])
     shares, why_not = importance(trials, entry["minimise"])
-    test, seeds, validation = (entry.get(name) or {} for name in ("test", "seeds", "validation"))
+    test, decided, seeds, validation = (entry.get(name) or {} for name in ("test", "test_at_threshold", "seeds", "validation"))
     return entry | {
         "test": test,
         "seeds": seeds,
@@ -49,8 +49,10 @@ def cell_view(run: Path, entry: dict[str, Any], rows: Table, partial: bool) -> d
         "statuses": ", ".join(f"{count} {status}" for status, count in entry["trials"].items() if count),
         "trials": trials.to_dict("records"),
         "searched": plots.searched(trials),
+        "decided": bool(decided),
         "figures": [
-            {"metric": name, "validation": validation.get(name), "test": test.get(name) or {}, "seeds": seeds.get(name) or {}}
+            {"metric": name, "validation": validation.get(name)}
+            | {column: part.get(name) or {} for column, part in (("test", test), ("decided", decided), ("seeds", seeds))}
             for name in dict.fromkeys([*test, *validation])
         ],
         "seed_interval": next((each["interval"] for each in seeds.values()), ""),
@@ -86,13 +88,13 @@ def _test_pictures(entry: dict[str, Any], predicted: dict[str, np.ndarray] | Non
     if predicted is None:
         return {}
     name, kind, classes, threshold = entry["cell"], entry["kind"], entry["classes"], entry["threshold"]
-    before, labels = predicted["test_probabilities"], predicted["test_labels"]
-    if before.ndim != 2 or before.shape[1] != len(classes) or len(before) != len(labels) or len(labels) == 0:
+    after, labels = predicted["test_probabilities"], predicted["test_labels"]
+    if after.ndim != 2 or after.shape[1] != len(classes) or len(after) != len(labels) or len(labels) == 0:
         raise RunError(
-            f"predictions of {name} have shape {list(before.shape)}, which does not fit {len(classes)} classes: run the search anew"
+            f"predictions of {name} have shape {list(after.shape)}, which does not fit {len(classes)} classes: run the search anew"
         )
     temperature = 1.0 if entry["temperature"] is None else entry["temperature"]
-    after = rescale(kind, before, temperature)
+    before = rescale(kind, after, 1 / temperature)
     return {
         "confusion": diagnosis.confusion(f"{name}: confusion matrix", kind, after, labels, classes, threshold),
         "roc": diagnosis.roc(f"{name}: ROC", kind, after, labels, classes, threshold),

@@ -13,13 +13,13 @@ Threshold = float | Sequence[float] | None
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 FEW = 8
 """Classes up to which every one has its own curve in colour."""
+MANY = 12
+"""Classes above which their numbers would only be clutter."""
 POINTS = 400
 """Points of one ROC curve that are drawn."""
 
 
-def confusion(
-    title: str, kind: str, probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str], threshold: float
-) -> str:
+def confusion(title: str, kind: str, probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str], threshold: float) -> str:
     """Counts by true and given class, shaded by share of the true class; multi-label: one row a finding.
 
     Args:
@@ -30,9 +30,7 @@ def confusion(
     limit = np.asarray(0.5 if threshold is None else threshold)
     if kind == "multilabel":
         given, truth = probabilities > limit, labels.astype(bool)
-        table = np.stack(
-            [(truth & given).sum(0), (truth & ~given).sum(0), (~truth & given).sum(0), (~truth & ~given).sum(0)], axis=1
-        )
+        table = np.stack([(truth & given).sum(0), (truth & ~given).sum(0), (~truth & given).sum(0), (~truth & ~given).sum(0)], axis=1)
         whole = np.repeat(np.stack([truth.sum(0), (~truth).sum(0)], axis=1), 2, axis=1)
         columns = ["present,\nfound", "present,\nmissed", "absent,\nfalse alarm", "absent,\nleft out"]
         return _heat(title, "Findings: right and wrong", table, table / np.maximum(whole, 1), classes, columns, ("", ""))
@@ -47,7 +45,7 @@ def confusion(
 def _heat(
     title: str, name: str, table: np.ndarray, share: np.ndarray, rows: Sequence[str], columns: Sequence[str], axis: tuple[str, str]
 ) -> str:
-    many = len(rows) > 12
+    many = len(rows) > MANY
     with Picture(title, height=min(6.5, max(3.4, 0.34 * len(rows) + 1.2))) as picture:
         axes = picture.axes
         for (row, column), part in np.ndenumerate(share):
@@ -75,9 +73,7 @@ def _heat(
     return picture.svg
 
 
-def roc(
-    title: str, kind: str, probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str], threshold: float | None
-) -> str:
+def roc(title: str, kind: str, probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str], threshold: float | None) -> str:
     """Sensitivity against false alarms: the label 1 (binary, with the operating threshold) or each class against the rest."""
     views = _views(kind, probabilities, labels, classes)
     with Picture(title, height=4.2) as picture:
@@ -96,18 +92,14 @@ def roc(
                 axes.plot(false, true, color=MUTED, alpha=0.4, lw=0.9)
         if kind == "binary" and isinstance(threshold, float | int) and views:
             _mark(axes, views[0][1], views[0][2], threshold)
-        axes.set(
-            title="ROC on the test split", xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02)
-        )
+        axes.set(title="ROC on the test split", xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axes.set_aspect("equal")
         heading = "AUROC" if len(views) <= FEW else f"AUROC, best and worst of {len(views)}"
         axes.legend(loc="lower right", title=heading, title_fontsize=8, alignment="left", handlelength=1.8)
     return picture.svg
 
 
-def _views(
-    kind: str, probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]
-) -> list[tuple[str, np.ndarray, np.ndarray]]:
+def _views(kind: str, probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """(name, scores, truth) of every question that has both answers."""
     if kind == "binary":
         views = [(classes[1], probabilities[:, 1], labels.reshape(-1) == 1)]
@@ -151,7 +143,7 @@ def reliability(title: str, kind: str, before: np.ndarray, after: np.ndarray, la
         below.bar(np.arange(10) / 10 + 0.05, counts, width=0.088, color=BLUE, alpha=0.8)
         truth = "share present" if kind in ("binary", "multilabel") else "share correct"
         axes.set(title="Reliability on the test split", ylabel=truth, xlim=(-0.02, 1.02), ylim=(-0.04, 1.04))
-        axes.legend(loc="upper left")
+        legend_below(picture)
         below.set(xlabel="probability given", ylabel="answers")
     return picture.svg
 
@@ -176,7 +168,8 @@ def class_balance(title: str, counts: dict[str, dict[str, int]], images: dict[st
             shares = [counts[split].get(name, 0) / total for name in classes]
             places = np.arange(len(classes)) + (index - (len(splits) - 1) / 2) * height
             bars = axes.barh(places, shares, height=height * 0.9, color=(BLUE, ORANGE, GREEN)[index % 3], label=split)
-            axes.bar_label(bars, [f"{counts[split].get(name, 0):,}" for name in classes], padding=3, fontsize=7, color=MUTED)
+            if len(classes) <= MANY:
+                axes.bar_label(bars, [f"{counts[split].get(name, 0):,}" for name in classes], padding=3, fontsize=7, color=MUTED)
         axes.set_yticks(range(len(classes)), [short(name) for name in classes])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)

@@ -138,9 +138,7 @@ def _slice(axes: Axes, trials: Table, knob: str, winner: int) -> None:
         x = values.map(str).map(names.index).to_numpy(np.float64)
         x = x + np.linspace(-0.12, 0.12, len(x)) * (len(x) > 1)
         slanted = len(names) > 3 or max(map(len, names)) > 6
-        axes.set_xticks(
-            range(len(names)), [short(name) for name in names], rotation=30 * slanted, ha="right" if slanted else "center"
-        )
+        axes.set_xticks(range(len(names)), [short(name) for name in names], rotation=30 * slanted, ha="right" if slanted else "center")
         axes.set_xlim(-0.5, len(names) - 0.5)
         axes.grid(axis="x", visible=False)
     y = trials["best"].to_numpy(np.float64)

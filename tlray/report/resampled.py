@@ -30,9 +30,7 @@ class Resampled:
         one_hot = np.eye(probabilities.shape[1], dtype=bool)
         self.top = (probabilities[:, 1] > threshold).astype(int) if kind == "binary" else probabilities.argmax(axis=1)
         first = 1 if kind == "binary" else 0
-        self.truth, self.scores, self.decided = (
-            each[:, first:] for each in (one_hot[self.labels], probabilities, one_hot[self.top])
-        )
+        self.truth, self.scores, self.decided = (each[:, first:] for each in (one_hot[self.labels], probabilities, one_hot[self.top]))
 
     def mean(self, per_image: np.ndarray) -> np.ndarray:
         """Mean over the drawn images of [N] values (or [N, V]: one mean per view)."""
@@ -98,9 +96,7 @@ class Resampled:
             order = np.argsort(-scores, kind="stable")
             starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])
             drawn = self.draws[:, order]
-            pairs.append(
-                (np.add.reduceat(drawn * truth[order], starts, axis=1), np.add.reduceat(drawn * ~truth[order], starts, axis=1))
-            )
+            pairs.append((np.add.reduceat(drawn * truth[order], starts, axis=1), np.add.reduceat(drawn * ~truth[order], starts, axis=1)))
         return pairs
 
 

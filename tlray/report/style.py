@@ -66,7 +66,8 @@ class Picture:
     def __exit__(self, *error: Any) -> None:
         try:
             if error[0] is None:
-                self.figure.get_layout_engine().execute(self.figure)
+                if engine := self.figure.get_layout_engine():
+                    engine.execute(self.figure)
                 self.figure.set_layout_engine("none")  # laid out once: savefig would draw everything twice
                 buffer = io.StringIO()
                 self.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

@@ -71,9 +71,7 @@ def choose_threshold(labels: np.ndarray, scores: np.ndarray, rule: str = "youden
     return float(thresholds[order[0]])
 
 
-def operating_threshold(
-    kind: str, probabilities: np.ndarray, labels: np.ndarray, rule: str = "youden"
-) -> float | list[float] | None:
+def operating_threshold(kind: str, probabilities: np.ndarray, labels: np.ndarray, rule: str = "youden") -> float | list[float] | None:
     """The threshold(s) of a task of this kind: a number (binary), one per finding (multilabel), None where the top class decides.
 
     Args:

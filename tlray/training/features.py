@@ -40,7 +40,9 @@ def extract(model: Classifier, split: Split, size: int, precision: str, device: 
     return rows
 
 
-def cached_features(key: str, model: Classifier, split: Split, size: int, precision: str, device: torch.device, places: Places) -> np.ndarray:
+def cached_features(
+    key: str, model: Classifier, split: Split, size: int, precision: str, device: torch.device, places: Places
+) -> np.ndarray:
     """The features named by `key`, memory-mapped; extracted by the first process that needs them while others wait."""
 
     def build(folder: Path) -> None:

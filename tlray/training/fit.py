@@ -40,9 +40,7 @@ class Epoch:
     state: Callable[[], Checkpoint]
 
 
-def fit(
-    config: Config, places: Places | None = None, *, resume: Checkpoint | None = None, world: World | None = None
-) -> Iterator[Epoch]:
+def fit(config: Config, places: Places | None = None, *, resume: Checkpoint | None = None, world: World | None = None) -> Iterator[Epoch]:
     """Train `config` and yield every Epoch; with `resume`, those after the checkpoint's, bit-equal to the uninterrupted run's.
 
     Inside an initialised torch.distributed group every rank calls it and gets equal metrics; `world` may name one process alone there.
@@ -114,7 +112,13 @@ def _state_of(prepared: Prepared, runner: PhaseRunner, history: list[dict], best
         tensors = {f"model.{key}": value for key, value in prepared.model.state_dict().items() if key.startswith(kept)}
         for index, values in runner.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items() if torch.is_tensor(value)}
-        meta = {"config": prepared.config.to_dict(), "epoch": len(history), "history": history, "encoder": prepared.encoder, "best": best}
+        meta = {
+            "config": prepared.config.to_dict(),
+            "epoch": len(history),
+            "history": history,
+            "encoder": prepared.encoder,
+            "best": best,
+        }
         return Checkpoint({key: value.detach().cpu().clone() for key, value in tensors.items()}, meta)
 
     return state

@@ -7,7 +7,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tlray.cache import Places
 from tlray.data.loader import epoch_batches, mix, steps_in_epoch
-from tlray.data.task import Split
 from tlray.errors import NonFiniteLoss
 from tlray.models.classifier import Classifier
 from tlray.models.kinds import KINDS
@@ -146,7 +145,7 @@ class PhaseRunner:
         self.model.eval()
         above = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         mine, step = self.world.mine(self.prepared.val), extraction_batch(self.config.size)
-        parts = [np.empty((0, self.model.head[-1].out_features), np.float32)]
+        parts = [np.empty((0, self.model.linear.out_features), np.float32)]
         for start in range(0, len(mine), step):
             with self._autocast():
                 logits = above(self._network_input(self._rows(self._val_rows, mine[start : start + step])))

@@ -108,9 +108,7 @@ class Predictions:
         return float(values[counts].mean()) if counts.any() else float("nan")
 
 
-def evaluate(
-    kind: str, probabilities: np.ndarray, labels: np.ndarray, threshold: float | Sequence[float] = 0.5
-) -> dict[str, float]:
+def evaluate(kind: str, probabilities: np.ndarray, labels: np.ndarray, threshold: float | Sequence[float] = 0.5) -> dict[str, float]:
     """Every registered metric that the kind of task has, by name.
 
     Args:
@@ -133,9 +131,7 @@ def monitor_value(metrics: dict[str, float], monitor: str) -> float:
     """
     names = monitor.split("+")
     if missing := [name for name in names if name not in metrics]:
-        raise ConfigError(
-            f"monitor={monitor!r}: {missing[0]} is not measured for this kind of task: choose from {', '.join(metrics)}"
-        )
+        raise ConfigError(f"monitor={monitor!r}: {missing[0]} is not measured for this kind of task: choose from {', '.join(metrics)}")
     return float(np.mean([metrics[name] for name in names]))
 
 

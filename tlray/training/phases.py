@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tlray.config import Config, unfreeze_rule
-from tlray.errors import ConfigError
+from tlray.errors import ConfigError, RunError
 from tlray.registry import UNFREEZE
 
 
@@ -71,7 +71,8 @@ def phases(config: Config, stages: Sequence[str]) -> list[Phase]:
     rule, k = unfreeze_rule(config.unfreeze)
     if k is not None and k > len(stages):
         raise ConfigError(
-            f"unfreeze={config.unfreeze!r}: {config.backbone} has {len(stages)} stages ({', '.join(stages)}), so at most {rule[:-1]}{len(stages)}"
+            f"unfreeze={config.unfreeze!r}: {config.backbone} has {len(stages)} stages ({', '.join(stages)}), "
+            f"so at most {rule[:-1]}{len(stages)}"
         )
     return UNFREEZE[rule](tuple(stages), config.epochs, k)
 
@@ -96,7 +97,8 @@ def locate(plan: Sequence[Phase], scores: Sequence[tuple[int, float]], patience:
     """
     index, values = 0, []
     for phase, score in scores:
-        assert phase == index, f"history says phase {phase} where the schedule is in phase {index}"
+        if phase != index:
+            raise RunError(f"the history has an epoch of phase {phase} where the schedule is in phase {index}: start a run of another name")
         values.append(-score if minimise else score)
         since_best = len(values) - 1 - values.index(max(values))
         if len(values) == plan[index].epochs or (patience is not None and since_best >= patience):

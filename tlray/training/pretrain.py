@@ -77,7 +77,8 @@ def _keep(folder: Path, best: Prepared, meta: dict[str, Any]) -> None:
     row = meta["history"][meta["best"] - 1]
     about = {
         "backbone": best.config.backbone, "mean": best.model.mean.tolist(), "std": best.model.std.tolist(),
-        "classes": list(best.task.classes), "kind": best.task.kind, "task": best.task.name, "phantom": bool(best.task.source.get("phantom")),
+        "classes": list(best.task.classes), "kind": best.task.kind, "task": best.task.name,
+        "phantom": bool(best.task.source.get("phantom")),
         "config": best.config.to_dict(), "epoch": meta["best"], "monitor": row["monitor"],
     }  # fmt: skip
     save_weights(folder / "encoder.safetensors", best.model.float(), about)
@@ -91,7 +92,7 @@ def open_pretrained(config: Config, channels: int, places: Places) -> Encoder:
     if not path.is_file():
         raise NotPrepared(
             f"weights={config.weights!r} must be pretrained first for {config.backbone} at {config.size} px: "
-            "call tlray.runs.prepare_weights([config], places)"
+            "call tlray.runs.folder.prepare_weights([config], run)"
         )
     encoder = open_weights(str(path), config.backbone, channels, places)
     assert encoder is not None

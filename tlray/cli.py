@@ -1,0 +1,273 @@
+"""The command line: `tlray train | tune | report | evaluate | predict | data`. A user's mistake is one sentence and exit status 2."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tlray.cache import Places
+from tlray.errors import UserError
+from tlray.registry import TASKS
+
+INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the one-sentence errors of the rest, and without prefixes of flags (a typo must not become another flag)."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is out of range: at least 1")
+    return value
+
+
+def add_place_arguments(parser: argparse.ArgumentParser) -> None:
+    """--data, --offline."""
+    parser.add_argument(
+        "--data", default=os.environ.get("TLRAY_DATA"), metavar="DIR", help="folder with data files, searched before the cache"
+    )
+    parser.add_argument("--offline", action="store_true", help="never open a socket to look for data or weights")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """What searches and single trainings share."""
+    add_place_arguments(parser)
+    parser.add_argument(
+        "--size", type=int, default=None, metavar="PX", help="pixels on a side that the network sees (28 without a GPU, 224 with)"
+    )
+    parser.add_argument("--epochs", type=positive, default=None, metavar="E", help="epochs per training (6 without a GPU, 20 with)")
+    parser.add_argument("--monitor", default="auroc", metavar="M", help="validation metric that decides; several joined by + are averaged")
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE", help="fix a field of the Config")
+    parser.add_argument(
+        "--workers-per-trial", type=int, default=0, metavar="N", help="0: train inside the trial's process; N: a TorchTrainer"
+    )
+    parser.add_argument("--concurrent", type=positive, default=None, metavar="N", help="trials at once (what fits)")
+    parser.add_argument("--cpus-per-trial", type=positive, default=None, metavar="C", help="CPUs of each process that trains (shared out)")
+    parser.add_argument(
+        "--gpus-per-trial", type=float, default=None, metavar="G", help="GPUs of each process that trains; .25: four share one"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the draw, the weights and the searcher")
+    parser.add_argument(
+        "--threshold-rule", default="youden", metavar="RULE", help="operating threshold: youden, or sensitivity@SPECIFICITY"
+    )
+    parser.add_argument("--storage", default="runs", metavar="PATH", help="folder in which the run's directory is made")
+    parser.add_argument("--name", default=None, metavar="RUN", help="name of the run (date and time)")
+    parser.add_argument("--resume", action="store_true", help="take up an interrupted run of that name")
+
+
+def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the main job takes."""
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        default=None,
+        metavar="T",
+        help="data sets: names, npz:FILE or folder:DIR (pneumoniamnist breastmnist)",
+    )
+    parser.add_argument("--backbones", nargs="+", default=None, metavar="B", help="networks (resnet50 mobilenet_v2)")
+    parser.add_argument(
+        "--weights",
+        default=None,
+        metavar="W",
+        help="none, imagenet, a file, or a data set to pretrain on (imagenet, if it can be had)",
+    )
+    parser.add_argument(
+        "--trials", type=positive, default=None, metavar="N", help="trials per task and backbone (12 without a GPU, 30 with)"
+    )
+    parser.add_argument("--time-budget", type=float, default=None, metavar="S", help="seconds for all trials")
+    parser.add_argument(
+        "--seeds", type=positive, default=1, metavar="N", help="train the winning configuration with N seeds for mean and interval"
+    )
+    add_run_arguments(parser)
+
+
+def places_of(arguments: argparse.Namespace) -> Places:
+    """Places with absolute paths, since trials may run elsewhere. Raises UserError when --data is no folder."""
+    data = arguments.data
+    if data is not None and not Path(data).expanduser().is_dir():
+        raise UserError(f"--data {data} is no folder: check the path, or leave it out")
+    return Places(data=str(Path(data).expanduser().resolve()) if data else None, offline=arguments.offline)
+
+
+def run(command: Callable[[], int]) -> int:
+    """Run a command; a user's mistake becomes one sentence on standard error and status 2, Ctrl-C status 130."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return command()
+    except UserError as error:
+        from tlray.errors import Interrupted
+
+        print(f"tlray: {' '.join(str(error).split())}", file=sys.stderr)
+        return INTERRUPTED if isinstance(error, Interrupted) else 2
+    except KeyboardInterrupt:
+        print("tlray: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def tune(argv: Sequence[str] | None = None, prog: str = "tune_backbones.py", description: str | None = None) -> int:
+    """The main job, as experiments/tune_backbones.py and `tlray tune` run it; an exit status."""
+
+    def command() -> int:
+        parser = Parser(prog=prog, description=description)
+        add_tune_arguments(parser)
+        arguments = parser.parse_args(argv)
+        from tlray.job import tune_backbones
+
+        tune_backbones(arguments, places_of(arguments))
+        return 0
+
+    return run(command)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from tlray.job import train_one
+
+    train_one(arguments, places_of(arguments))
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from tlray.report.page import write_report
+
+    print(write_report(Path(arguments.run)))
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from tlray.deploy.model import load_model
+    from tlray.deploy.predict import evaluate_task
+    from tlray.job import absolute_task
+
+    result = evaluate_task(load_model(arguments.model), absolute_task(arguments.task), places_of(arguments), arguments.split)
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+        return 0
+    print(f"{result['task']}, {result['split']} split, {result['images']} images; calibrated probabilities, threshold .5")
+    for name, value in result["metrics"].items():
+        print(f"  {name:18} {_with_interval(value)}")
+    if result["at_threshold"]:
+        print(f"at the model's operating threshold {_number(result['threshold'])}")
+        for name, value in result["at_threshold"].items():
+            print(f"  {name:18} {_with_interval(value)}")
+    print("\n".join(f"note: {note}" for note in result["notes"]))
+    return 0
+
+
+def _with_interval(value: dict[str, Any]) -> str:
+    if value["value"] is None or value["value"] != value["value"]:
+        return "undefined here"
+    return f"{value['value']:.4f}  [{value['low']:.4f}, {value['high']:.4f}]"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else ", ".join(f"{each:.3f}" for each in value)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from tlray.deploy.model import load_model
+    from tlray.deploy.predict import predict_files
+
+    answers = predict_files(load_model(arguments.model), arguments.images)
+    if arguments.json:
+        print(json.dumps(answers, indent=2))
+        return 0
+    for answer in answers:
+        print(f"{answer['file']}  {answer['class']}  {answer['probability']:.4f}{_decision(answer)}")
+    return 0
+
+
+def _decision(answer: dict[str, Any]) -> str:
+    if "decision" not in answer:
+        return ""
+    called = answer["decision"] if isinstance(answer["decision"], str) else ", ".join(answer["decision"]) or "none"
+    return f"  (at threshold {_number(answer['threshold'])}: {called})"
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    from tlray.data.task import available, open_task
+    from tlray.job import absolute_task
+
+    places = places_of(arguments)
+    if arguments.action == "list":
+        for name in TASKS.names():
+            print(name)
+        return 0
+    if not arguments.tasks:
+        raise UserError(f"tlray data {arguments.action}: name at least one task (tlray data list shows them)")
+    for spec in map(absolute_task, arguments.tasks):
+        if arguments.action == "check":
+            print(f"{spec}: {available(spec, arguments.size, places) or 'can be had'}")
+            continue
+        task = open_task(spec, arguments.size, places)
+        print(
+            f"{task.name}: {task.kind}, {len(task.train)} / {len(task.val)} images to train / validate, classes {', '.join(task.classes)}"
+        )
+        print(json.dumps({"source": task.source, "audit": task.audit}, indent=2))
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `tlray`."""
+    parser = Parser(prog="tlray", description="Transfer-learned image classifiers for small data sets, on Ray.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
+    train = commands.add_parser("train", help="train one configuration and deliver its model")
+    train.add_argument("--task", required=True, help="data set: a name, npz:FILE or folder:DIR")
+    train.add_argument("--backbone", default="resnet18", help="network")
+    train.add_argument("--weights", default="none", help="none, imagenet, a file, or a data set to pretrain on")
+    add_run_arguments(train)
+    train.set_defaults(run=_train)
+    commands.add_parser("tune", help="search the best configuration per task and backbone (tlray tune --help)", add_help=False)
+    report = commands.add_parser("report", help="build report.html from a run's directory")
+    report.add_argument("run", metavar="RUN", help="the run's directory")
+    report.set_defaults(run=_report)
+    evaluate = commands.add_parser("evaluate", help="score a delivered model on a data set")
+    evaluate.add_argument("model", metavar="MODEL", help="the model's folder")
+    evaluate.add_argument("--task", required=True, help="data set: a name, npz:FILE or folder:DIR")
+    evaluate.add_argument("--split", default="test", choices=("test", "val"), help="which split; opening test is written down")
+    evaluate.set_defaults(run=_evaluate)
+    predict = commands.add_parser("predict", help="class and probability of image files")
+    predict.add_argument("model", metavar="MODEL", help="the model's folder")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG files")
+    predict.set_defaults(run=_predict)
+    for each in (evaluate, predict):
+        each.add_argument("--json", action="store_true", help="print JSON")
+    data = commands.add_parser("data", help="list data sets, get them ready, check whether they can be had")
+    data.add_argument("action", choices=("list", "get", "check"))
+    data.add_argument("tasks", nargs="*", metavar="TASK")
+    data.add_argument("--size", type=int, default=28, metavar="PX", help="pixels on a side")
+    data.set_defaults(run=_data)
+    for each in (evaluate, data):
+        add_place_arguments(each)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`tlray ...`; an exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["tune"]:
+        return tune(argv[1:], prog="tlray tune")
+
+    def command() -> int:
+        arguments = build_parser().parse_args(argv)
+        return arguments.run(arguments)
+
+    return run(command)

@@ -1,0 +1,6 @@
+"""search(...) and compare(...): plan, train on Ray, choose by validation, open the test split once, report, hand over the model."""
+
+from tlray.runs.compare import compare
+from tlray.runs.search import search
+
+__all__ = ["compare", "search"]

@@ -1,0 +1,157 @@
+"""A run's directory: made, locked, taken up again; what stands in it at the end; weights that must be there before its trials."""
+
+import contextlib
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+import tlray
+from tlray.cache import Places, write_json
+from tlray.cluster.resources import Resources, cluster
+from tlray.config import Config
+from tlray.errors import RunError
+from tlray.report.page import write_report
+from tlray.results import read_summary, write_results
+from tlray.training.pretrain import missing_pretraining
+from tlray.training.setup import available_threads
+
+PACKAGES = ("ray", "torch", "torchvision", "optuna", "medmnist", "scikit-learn", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory and what was asked of it."""
+
+    folder: Path
+    places: Places
+    resources: Resources
+    console: Console = field(default_factory=Console)
+    banner: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The run's name, which is its directory's."""
+        return self.folder.name
+
+    @property
+    def ledger(self) -> Path:
+        """Where every opening of the test split is written down."""
+        return self.folder / "test_ledger.jsonl"
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Raise RunError when a run directory exists without `resume`, or with it does not, or cannot be made; makes nothing."""
+    if resume and not (folder / "run.json").is_file():
+        raise RunError(f"{folder} is no run that could be resumed: check --storage and --name, or leave out --resume")
+    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} exists already: give another --name, or --resume to take it up")
+    above = next(each for each in [folder, *folder.parents] if each.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise RunError(f"{folder} cannot be made, {above} is not a folder that may be written: choose another --storage")
+
+
+@contextlib.contextmanager
+def opened(folder: Path, asked: dict[str, Any], resume: bool) -> Iterator[None]:
+    """Make a new run directory, or take up an old one that was asked the same; only one process at a time may.
+
+    Raises RunError when `check_folder` does, when the run was asked something else, or when it is in use.
+    """
+    check_folder(folder, resume)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            if resume:
+                _same_question(folder / "run.json", asked)
+            else:
+                write_json(folder / "run.json", asked)
+            yield
+    except Timeout:
+        raise RunError(f"{folder} is in use by another process: wait for it, or give another --name") from None
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written ({error.strerror or error}): choose another --storage") from error
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The summary of a run that has come to its end, None otherwise."""
+    if not (folder / "summary.json").is_file():
+        return None
+    summary = read_summary(folder)
+    return None if summary["partial"] else summary
+
+
+def _same_question(file: Path, asked: dict[str, Any]) -> None:
+    try:
+        before = json.loads(file.read_text())
+    except ValueError:
+        raise RunError(f"{file} is damaged: start a run of another --name") from None
+    now = json.loads(json.dumps(asked))
+    different = sorted(key for key in now if key != "command" and before.get(key) != now[key])
+    if different:
+        raise RunError(f"{file.parent} was started with other settings ({', '.join(different)}): repeat its command with --resume")
+
+
+def prepare_weights(configs: Sequence[Config], run: Run) -> None:
+    """Pretrain whatever weights these trainings need and that are not there, in as few TorchTrainers as possible."""
+    needed: dict[str, Config] = {}
+    for config in configs:
+        source = missing_pretraining(config, run.places)
+        if source:
+            needed.setdefault(str(source), source)
+    if not needed:
+        return
+    from tlray.cluster.distributed import pretrain_all  # imports Ray
+
+    has = cluster()
+    workers = max(1, run.resources.workers, int(has["GPU"]))
+    resources = Resources(workers, 1, max(1, int(has["CPU"]) // workers), 1.0 if has["GPU"] else 0.0)
+    sources = [replace(each, threads=resources.cpus) for each in needed.values()]
+    names = ", ".join(f"{each.backbone} on {each.task}" for each in sources)
+    run.console.print(f"Pretraining {names} ({resources.processes} worker{'s' * (workers > 1)}) ...", markup=False, highlight=False)
+    started = time.monotonic()
+    pretrain_all(sources, run.places, resources, run.name, run.folder / "ray")
+    run.console.print(f"  done in {time.monotonic() - started:.0f} s", markup=False)
+
+
+def finish(
+    run: Run, kind: str, rows: list[dict[str, Any]], entries: list[dict[str, Any]], *, partial: bool, seconds: float,
+    more: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write results.parquet, summary.json and report.html; the summary.
+
+    Args:
+        kind: search or compare.
+        rows: of the tidy table, see `tlray.results.rows_of`.
+        entries: one per cell.
+        more: further entries of the summary.
+    """
+    if rows:
+        write_results(run.folder / "results.parquet", rows)
+    versions = {"tlray": tlray.__version__, "python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    summary = {
+        "run": run.name, "kind": kind, "partial": partial, "created": time.time(), "command": shlex.join(sys.argv),
+        "banner": list(run.banner), "versions": versions, "hardware": hardware(), "resources": vars(run.resources),
+        "seconds": seconds, "cells": entries, **(more or {}),
+    }  # fmt: skip
+    write_json(run.folder / "summary.json", summary)
+    if rows:
+        write_report(run.folder)
+    return summary
+
+
+def hardware() -> dict[str, Any]:
+    """What this machine is, for the summary."""
+    import torch
+
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {"cpus": available_threads(), "machine": platform.machine(), "system": platform.system(), "gpus": names}

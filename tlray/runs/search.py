@@ -1,0 +1,110 @@
+"""A search: every cell's trials on Ray, its winner by validation, its test figures, its model."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tlray.cluster.sampler import Sampler
+from tlray.cluster.trial import Job
+from tlray.errors import Interrupted, RunError
+from tlray.results import Trial, read_trials, rows_of, winner
+from tlray.runs.delivery import deliver, describe_task, repeats_of, seed_figures
+from tlray.runs.folder import Run, finish, prepare_weights
+from tlray.runs.planning import Cell
+from tlray.runs.progress import Display
+
+
+def search(
+    cells: Sequence[Cell], run: Run, *, trials: int, seed: int, seeds: int = 1, seconds: float | None = None, rule: str = "youden"
+) -> dict[str, Any]:
+    """Search every cell, deliver its winner, and write the tables and the report; the summary.
+
+    Args:
+        trials: per cell.
+        seed: of the searcher; the trainings' own is in each cell's base.
+        seeds: how many seeds of the winning configuration are trained, the winner's own included.
+        seconds: time budget of all cells, or None.
+        rule: how the operating threshold is chosen on validation.
+
+    Raises Interrupted after Ctrl-C, with the state saved and a partial table; RunError when no trial of a cell came to an epoch.
+    """
+    started = time.monotonic()
+    prepare_weights([cell.base for cell in cells], run)
+    deadline = None if seconds is None else started + seconds
+    with Display(run.console, {cell.name: trials for cell in cells}, cells[0].base.monitor, cells[0].base.minimise) as display:
+        for index, cell in enumerate(cells):
+            left = None if deadline is None else max(1.0, (deadline - time.monotonic()) / (len(cells) - index))
+            _search_cell(cell, run, display, trials, seed, left)
+            over = deadline is not None and time.monotonic() >= deadline - 5
+            _check_ended(cells, run, read_trials(run.folder / cell.name), 0 if over else trials)
+    entries = [_deliver_cell(cell, cells, run, seeds, rule) for cell in cells]
+    return finish(run, "search", _rows(cells, run), entries, partial=False, seconds=time.monotonic() - started)
+
+
+def _search_cell(cell: Cell, run: Run, display: Display, trials: int, seed: int, seconds: float | None) -> None:
+    from tlray.cluster import tuning  # imports Ray
+
+    display.already(cell.name, read_trials(run.folder / cell.name))
+    book = tuning.Book(_job(run, cell, cell.name), cell.base.minimise, display)
+    tuning.search(book, Sampler(cell.base, cell.space, cell.first, trials, seed), seconds)
+
+
+def _job(run: Run, cell: Cell, folder: str) -> Job:
+    return Job(run.name, run.folder / folder, f"{run.name}-{folder.replace('/', '-')}", run.places, run.resources)
+
+
+def _deliver_cell(cell: Cell, cells: Sequence[Cell], run: Run, seeds: int, rule: str) -> dict[str, Any]:
+    """Train the winner's repeats, then open the test split for all of them; the cell's entry in the summary."""
+    from tlray.cluster import tuning  # imports Ray
+
+    folder = run.folder / cell.name
+    found = read_trials(folder)
+    best = winner(found, cell.base.minimise)
+    if best is None:
+        raise RunError(f"no trial of {cell.name} came to the end of an epoch; the first says: {found[0].reason or found[0].status}")
+    repeats: list[Trial] = []
+    if seeds > 1:
+        book = tuning.Book(_job(run, cell, f"{cell.name}/seeds"), cell.base.minimise, keep_best=True)
+        repeats = tuning.grid(book, repeats_of(best[0], seeds))
+        _check_ended(cells, run, repeats, seeds - 1)
+    delivered = deliver(folder, found, run.places, run.ledger, list(run.banner), rule)
+    figures = seed_figures(folder, repeats, delivered["test"], run.places, run.ledger)
+    return {**_entry(cell, run, found), **delivered, "seeds": figures, "model": _model_facts(folder)}
+
+
+def _check_ended(cells: Sequence[Cell], run: Run, done: list[Trial], wanted: int) -> None:
+    """Tune returns normally after Ctrl-C: then trials are missing or unfinished. Writes the partial table and raises Interrupted."""
+    if len(done) >= wanted and all(trial.ended for trial in done):
+        return
+    finish(run, "search", _rows(cells, run), [_partial_entry(cell, run) for cell in cells], partial=True, seconds=0.0)
+    raise Interrupted(
+        f"interrupted; what is done is saved and the table is partial: the same command with --resume goes on in {run.folder}"
+    )
+
+
+def _rows(cells: Sequence[Cell], run: Run) -> list[dict[str, Any]]:
+    return [row for cell in cells for row in rows_of(cell.name, cell.task.name, read_trials(run.folder / cell.name))]
+
+
+def _entry(cell: Cell, run: Run, found: list[Trial]) -> dict[str, Any]:
+    counts: dict[str, int] = {}
+    for trial in found:
+        counts[trial.status] = counts.get(trial.status, 0) + 1
+    rows = [row for trial in found for row in trial.history]
+    return {
+        "cell": cell.name, "backbone": cell.base.backbone, **describe_task(cell.base.task, cell.base.size, run.places),
+        "minimise": cell.base.minimise, "monitor": cell.base.monitor, "trials": counts, "epochs": len(rows),
+        "seconds": sum(row["seconds"] for row in rows),
+    }  # fmt: skip
+
+
+def _partial_entry(cell: Cell, run: Run) -> dict[str, Any]:
+    empty = dict.fromkeys(("winner", "weights", "validation", "temperature", "threshold", "threshold_rule", "test", "seeds", "model"))
+    return {**_entry(cell, run, read_trials(run.folder / cell.name)), **empty}
+
+
+def _model_facts(folder: Path) -> dict[str, Any]:
+    metrics = json.loads((folder / "model" / "metrics.json").read_text())
+    return {name: metrics[name] for name in ("parameters", "megabytes", "ms_per_image")}
