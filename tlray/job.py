@@ -52,7 +52,7 @@ def tune_backbones(arguments: argparse.Namespace, places: Places) -> None:
     base, named = replace(base, threads=resources.cpus), [absolute_task(each) for each in arguments.tasks or []]
     names, weights = arguments.backbones or list(DEFAULT_BACKBONES), absolute_weights(arguments.weights)
     for task, backbone in itertools.product(named or [base.task], names):  # names and values before any data is opened
-        replace(base, task=task, backbone=backbone, **{**({"weights": weights} if weights else {}), **_without_schedule(fixed)})
+        replace(base, task=task, backbone=backbone, weights=weights or "imagenet", **fixed)
     tasks, banner = choose_tasks(named, base.size, places)
     cells, lines = plan_cells(tasks, names, weights, base, fixed, places)
     _search(arguments, folder, places, resources, cells, [*banner, *lines], trials, arguments.seeds, arguments.time_budget)
@@ -68,11 +68,6 @@ def train_one(arguments: argparse.Namespace, places: Places) -> None:
     task, weights = absolute_task(arguments.task), absolute_weights(arguments.weights)
     cells, banner = plan_cells([task], [arguments.backbone], weights, base, fixed, places, space={}, first=[{}])
     _search(arguments, folder, places, resources, cells, banner, 1, 1, None)
-
-
-def _without_schedule(fixed: dict[str, Any]) -> dict[str, Any]:
-    """Settings that can be judged before the weights are known."""
-    return {name: value for name, value in fixed.items() if name != "unfreeze"}
 
 
 def _refuse_flags_in_settings(fixed: dict[str, Any]) -> None:
@@ -111,8 +106,8 @@ def _folder(arguments: argparse.Namespace) -> Path:
 
 
 def _search(
-    arguments: argparse.Namespace, folder: Path, places: Places, resources: Resources, cells: list[Cell], banner: list[str], trials: int, seeds: int,
-    seconds: float | None,
+    arguments: argparse.Namespace, folder: Path, places: Places, resources: Resources, cells: list[Cell], banner: list[str],
+    trials: int, seeds: int, seconds: float | None,
 ) -> None:  # fmt: skip
     for cell in cells:
         check_space(cell.space, cell.base)

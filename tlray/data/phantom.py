@@ -1,12 +1,13 @@
 """Embedded data sets for machines without downloads: little chest radiographs, drawn by a seeded generator.
 
-`phantom_chest` has 14 findings (multilabel) and patients as groups, `phantom_chest_binary` the same images with "any finding" as label,
-`phantom_pneumonia` other images whose label shares its appearance (three kinds of textured opacity) with three of the 14 findings.
-Findings are local, their place, orientation and phase vary, and normal images have harmless soft shadows, so brightness at a place
-says little: benchmarks/phantom_difficulty.py measures how hard the sets are. They are no medical data and prove nothing about medicine.
+`phantom_chest` has 14 findings (multilabel) and patients as groups; `phantom_chest_binary` the same images, with any finding as
+label; `phantom_pneumonia` other images, whose label is a mottled opacity such as three of the 14 findings have. Mottling is light
+and dark alike, its place, direction and phase vary, every image has harmless soft shadows, and images without mottling more often
+have stripes of like contrast: so neither brightness at a place nor contrast says much. benchmarks/phantom_difficulty.py measures
+how hard the sets are. They are no medical data and prove nothing about medicine.
 
-Only `Generator.random` and the exact operations + - * / of float64 are used (parabolas for sines, rational rotations, no reductions),
-so every machine draws the same bytes.
+Only `Generator.random` and the exactly rounded operations + - * / of float64 are used (parabolas for sines, rational rotations, no
+sums over arrays), so that every machine draws the same bytes.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from tlray.cache import Places
 from tlray.data.raw import Raw, RawSplit, Source
 from tlray.registry import TASKS
 
-GENERATOR = 1
+GENERATOR = 2
 """Version of the drawing; part of the cache key, so that a change is prepared anew."""
 
 SIZE = 64
@@ -28,14 +29,12 @@ CHEST = {"train": 2800, "val": 400, "test": 800}
 PNEUMONIA = {"train": 2400, "val": 400, "test": 800}
 """Images per split."""
 
-SEVERITY = 1.0
-
 _CHUNK = 200  # images drawn at a time, to stay in tens of megabytes
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a finding is drawn onto: body coordinates `x`, `y` (about -1..1) and the share of lung `lung`, each float64 [N, H, W]."""
+    """What a finding is drawn onto: body coordinates `x`, `y` (about -1..1) and share of `lung`, each float64 [N, H, W]."""
 
     x: np.ndarray
     y: np.ndarray
@@ -113,7 +112,7 @@ def _effusion(scene: Scene, u: np.ndarray) -> np.ndarray:
 
 def _infiltration(scene: Scene, u: np.ndarray) -> np.ndarray:
     grains, hill = _granules(scene, u, 0.26)
-    return _between(u[:, 7], 0.16, 0.42) * grains * hill
+    return _between(u[:, 7], 0.17, 0.44) * grains * hill
 
 
 def _mass(scene: Scene, u: np.ndarray) -> np.ndarray:
@@ -129,7 +128,7 @@ def _nodule(scene: Scene, u: np.ndarray) -> np.ndarray:
 
 def _pneumonia(scene: Scene, u: np.ndarray) -> np.ndarray:
     grains, hill = _granules(scene, u, 0.32)
-    return (_between(u[:, 7], 0.16, 0.42) * (grains + 0.15)) * hill
+    return (_between(u[:, 7], 0.17, 0.44) * (grains + 0.15)) * hill
 
 
 def _pneumothorax(scene: Scene, u: np.ndarray) -> np.ndarray:
@@ -141,11 +140,11 @@ def _pneumothorax(scene: Scene, u: np.ndarray) -> np.ndarray:
 
 def _consolidation(scene: Scene, u: np.ndarray) -> np.ndarray:
     grains, hill = _granules(scene, u, 0.28)
-    return _between(u[:, 7], 0.16, 0.42) * (grains + 0.3) * np.minimum(2 * hill, 1)
+    return _between(u[:, 7], 0.17, 0.44) * (grains + 0.3) * np.minimum(2 * hill, 1)
 
 
 def _edema(scene: Scene, u: np.ndarray) -> np.ndarray:
-    x, y = _turn(scene.x, scene.y, _between(u[:, 0], -0.3, 0.3))
+    _, y = _turn(scene.x, scene.y, _between(u[:, 0], -0.3, 0.3))
     return _between(u[:, 2], 0.14, 0.26) * _wave(y / 0.22 + u[:, 1, None, None]) * scene.lung  # lines over both lungs
 
 
@@ -160,14 +159,17 @@ def _emphysema(scene: Scene, u: np.ndarray) -> np.ndarray:
 
 def _fibrosis(scene: Scene, u: np.ndarray) -> np.ndarray:
     x, y = _spot(scene, u)
-    stripes = _wave(x / 0.24 + u[:, 5, None, None]) * _bump((x * x + y * y) / _between(u[:, 4], 0.2, 0.45)) * (0.1 + 0.9 * scene.lung)
+    stripes = (
+        _wave(x / 0.24 + u[:, 5, None, None]) * _bump((x * x + y * y) / _between(u[:, 4], 0.2, 0.45)) * (0.1 + 0.9 * scene.lung)
+    )
     return _between(u[:, 7], 0.24, 0.36) * stripes
 
 
 def _pleural(scene: Scene, u: np.ndarray) -> np.ndarray:
     side = _sign(u[:, 0])
     rim = np.minimum(6 * scene.lung * (1 - scene.lung), 1) * (scene.x * side > 0.45)
-    return _between(u[:, 1], 0.35, 0.5) * rim * _disc((scene.y - _between(u[:, 2], -0.3, 0.3)) ** 2 / 0.09, 0.5)
+    y = scene.y - _between(u[:, 2], -0.3, 0.3)
+    return _between(u[:, 1], 0.35, 0.5) * rim * _disc(y * y / 0.09, 0.5)
 
 
 def _hernia(scene: Scene, u: np.ndarray) -> np.ndarray:
@@ -198,15 +200,13 @@ TARGET = ("infiltration", "pneumonia", "consolidation")
 """Findings that make an image of phantom_pneumonia positive."""
 
 MIMICS = ("edema", "fibrosis")
-"""Findings of equally strong texture, more frequent in the negative images of phantom_pneumonia, so that contrast gives nothing away."""
+"""Findings of like contrast, more frequent in the negative images of phantom_pneumonia, so that contrast gives little away."""
 
 
 def _anatomy(body: np.ndarray, pose: np.ndarray) -> tuple[Scene, np.ndarray]:
-    """Scene and normal picture, float64 [N, H, W] in about 0..1, from uniform numbers of the patient and of the exposure, [N, 8] each."""
+    """Scene and normal picture (float64 [N, H, W], about 0..1) from uniform numbers of patient and exposure, [N, 8] each."""
     axis = (2 * np.arange(SIZE) + 1) / SIZE - 1
-    x, y = _turn(
-        axis[None, None, :] + 0 * pose[:, :1, None], axis[None, :, None] + 0 * pose[:, :1, None], _between(pose[:, 0], -0.06, 0.06)
-    )
+    x, y = _turn(axis[None, None, :], axis[None, :, None], _between(pose[:, 0], -0.06, 0.06))
     scale = _between(pose[:, 1], 0.88, 1.1)
     x, y = (x - _between(pose[:, 2], -0.1, 0.1)) / scale, (y - _between(pose[:, 3], -0.1, 0.1)) / scale
     width, height = _between(body[:, 0], 0.29, 0.36), _between(body[:, 1], 0.62, 0.76)
@@ -229,7 +229,9 @@ def _shadows(scene: Scene, u: np.ndarray) -> np.ndarray:
     total = np.zeros_like(scene.x)
     for k in range(u.shape[1]):
         x, y = scene.x - _between(u[:, k, 0], -0.7, 0.7), scene.y - _between(u[:, k, 1], -0.7, 0.7)
-        total += _between(u[:, k, 2], -0.17, 0.17) * _bump(x * x / _between(u[:, k, 3], 0.1, 0.4) + y * y / _between(u[:, k, 4], 0.1, 0.4))
+        total += _between(u[:, k, 2], -0.17, 0.17) * _bump(
+            x * x / _between(u[:, k, 3], 0.1, 0.4) + y * y / _between(u[:, k, 4], 0.1, 0.4)
+        )
     return total
 
 
@@ -242,7 +244,7 @@ def _expose(picture: np.ndarray, u: np.ndarray, noise: np.ndarray) -> np.ndarray
 
 
 def draw(present: np.ndarray, patients: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Radiographs with the findings `present` (bool [N, 14]) of the `patients` (int [N], images of one share their anatomy): uint8 [N, H, W]."""
+    """Radiographs, uint8 [N, H, W], with the findings `present`, bool [N, 14]; those of one of the `patients`, int [N], share anatomy."""
     count = len(present)
     body = rng.random((int(patients.max()) + 1, 8))[patients]
     images = np.empty((count, SIZE, SIZE), np.uint8)
@@ -253,29 +255,52 @@ def draw(present: np.ndarray, patients: np.ndarray, rng: np.random.Generator) ->
         details = rng.random((len(here), len(FINDINGS), 8))
         scene, picture = _anatomy(body[rows], pose)
         picture = picture + _shadows(scene, shadows)
-        for k, (name, add) in enumerate(FINDINGS.items()):
+        for k, add in enumerate(FINDINGS.values()):
             (ill,) = here[:, k].nonzero()
-            picture[ill] += (SEVERITY if name in TARGET else 1.0) * add(scene.take(ill), details[ill, k])
+            picture[ill] += add(scene.take(ill), details[ill, k])
         images[rows] = _expose(picture, pose, rng.random((2, len(here), SIZE, SIZE)))
     return images
 
 
+def _rng(*stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64([GENERATOR, *stream]))
+
+
+def _members(names: tuple[str, ...]) -> np.ndarray:
+    """Which of the 14 findings are among `names`: bool [14]."""
+    return np.array([name in names for name in FINDINGS])
+
+
 def _chest_split(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Findings (bool [N, 14]) and patients (int64 [N], from 0) of `count` images: one to four images a patient, half of the patients ill."""
+    """Findings (bool [N, 14]) and patients (int64 [N], from 0) of `count` images: one to four images a patient, most patients ill.
+
+    Half of the patients are inflamed: only they have findings of TARGET, often several, and seldom those of MIMICS.
+    """
     sizes = 1 + np.floor(4 * rng.random(count)).astype(np.int64)
     patients = np.repeat(np.arange(count), sizes)[:count]
-    target, mimic = (np.array([name in group for name in FINDINGS]) for group in (TARGET, MIMICS))
-    ill, inflamed = (rng.random(count) < 0.7)[patients], (rng.random(count) < 0.5)[patients]
-    often = np.where(target, 0.3 * inflamed[:, None], np.where(mimic, np.where(inflamed, 0.05, 0.25)[:, None], 0.08))
+    ill, inflamed = (rng.random(count) < 0.7)[patients, None], (rng.random(count) < 0.5)[patients, None]
+    often = np.where(_members(TARGET), 0.3 * inflamed, np.where(_members(MIMICS), np.where(inflamed, 0.05, 0.25), 0.08))
     chronic = rng.random((count, len(FINDINGS)))[patients] < often
     acute = rng.random((count, len(FINDINGS))) < often
-    return (chronic | acute) & ill[:, None], patients
+    return (chronic | acute) & ill, patients
+
+
+def _pneumonia_split(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Findings (bool [N, 14]) and label (int64 [N]) of `count` images: half have some of TARGET, the others more often MIMICS."""
+    labels = rng.random(count) < 0.5
+    often = np.where(_members(MIMICS), np.where(labels, 0.15, 0.45)[:, None], 0.1)
+    others = rng.random((count, len(FINDINGS))) < often
+    lot = np.where(_members(TARGET), rng.random((count, len(FINDINGS))), 2)
+    first = np.arange(len(FINDINGS)) == lot.argmin(axis=1)[:, None]
+    second = rng.random((count, len(FINDINGS))) < 0.25
+    present = np.where(_members(TARGET), labels[:, None] & (first | second), others)
+    return present, np.asarray(labels, np.int64)
 
 
 def _chest() -> dict[str, RawSplit]:
     splits, first = {}, 0
     for stream, (name, count) in enumerate(CHEST.items()):
-        rng = np.random.Generator(np.random.PCG64([GENERATOR, 14, stream]))
+        rng = _rng(14, stream)
         present, patients = _chest_split(count, rng)
         splits[name] = RawSplit(draw(present, patients, rng), present.astype(np.uint8), patients + first)
         first += int(patients.max()) + 1
@@ -283,25 +308,13 @@ def _chest() -> dict[str, RawSplit]:
 
 
 def _chest_binary() -> dict[str, RawSplit]:
-    return {name: RawSplit(s.images, s.labels.any(axis=1).astype(np.int64), s.groups) for name, s in _chest().items()}
-
-
-def _pneumonia_split(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Findings (bool [N, 14]) and label (int64 [N]) of `count` images: half have one of TARGET or more, the others are as frequent in either."""
-    target = np.array([name in TARGET for name in FINDINGS])
-    labels = rng.random(count) < 0.5
-    mimic = np.array([name in MIMICS for name in FINDINGS])
-    others = rng.random((count, len(FINDINGS))) < np.where(mimic, np.where(labels, 0.15, 0.45)[:, None], 0.1)
-    lot = np.where(target, rng.random((count, len(FINDINGS))), 2)
-    first = lot.argsort(axis=1).argsort(axis=1) == 0
-    second = target & (rng.random((count, len(FINDINGS))) < 0.25)
-    return np.where(target, labels[:, None] & (first | second), others), labels.astype(np.int64)
+    return {name: RawSplit(each.images, each.labels.any(axis=1).astype(np.int64), each.groups) for name, each in _chest().items()}
 
 
 def _pneumonia_splits() -> dict[str, RawSplit]:
     splits = {}
     for stream, (name, count) in enumerate(PNEUMONIA.items()):
-        rng = np.random.Generator(np.random.PCG64([GENERATOR, 2, stream]))
+        rng = _rng(2, stream)
         present, labels = _pneumonia_split(count, rng)
         splits[name] = RawSplit(draw(present, np.arange(count), rng), labels)
     return splits
@@ -313,7 +326,7 @@ def phantom(spec: str, size: int, places: Places) -> Source:
     kind, classes, splits, what = {
         "phantom_chest": ("multilabel", tuple(FINDINGS), _chest, "14 findings"),
         "phantom_chest_binary": ("binary", ("no finding", "finding"), _chest_binary, "any of 14 findings"),
-        "phantom_pneumonia": ("binary", ("normal", "pneumonia"), _pneumonia_splits, "textured opacities among other findings"),
+        "phantom_pneumonia": ("binary", ("normal", "pneumonia"), _pneumonia_splits, "mottled opacities among other findings"),
     }[spec]
     source = {
         "phantom": True,
