@@ -8,23 +8,16 @@ import numpy as np
 import pytest
 
 from tlray.cache import Places
+from tlray.cluster.session import Session, apply_settings, started
 
 ROOT = Path(__file__).resolve().parents[1]
-
-RAY_ENVIRONMENT = {
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
-"""Read by Ray when it is imported or started, so it must stand before any test module is collected."""
 
 TOY_LABELS = {"binary": 2, "multiclass": 3, "multilabel": 3}
 
 
 def pytest_configure() -> None:
-    """Set what child processes inherit: Ray's switches, and the sources and the tests' own modules on the path."""
-    os.environ.update(RAY_ENVIRONMENT)
+    """Set what child processes inherit: Ray's switches (it reads them when imported), the sources and tests' own modules on the path."""
+    apply_settings()
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
 
 
@@ -86,9 +79,7 @@ def toy_npz() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def ray_session(session_cache: Path) -> Iterator[object]:
-    """The one Ray of the session, with its dashboard, started by the first test that asks; yields the context of `ray.init`."""
-    import ray
-
-    yield ray.init(num_cpus=2, num_gpus=0, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
-    ray.shutdown()
+def ray_session(session_cache: Path) -> Iterator[Session]:
+    """The one Ray of the session on two CPUs, started as the tool starts its own, by the first test that asks."""
+    with started(cpus=2) as session:
+        yield session

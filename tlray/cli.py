@@ -1,8 +1,10 @@
 """The command line: `tlray train | tune | report | evaluate | predict | data`. A user's mistake is one sentence and exit status 2."""
 
 import argparse
+import itertools
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from tlray.cache import Places
-from tlray.errors import UserError
+from tlray.config import PATH_SCHEMES, Config, parse_settings
+from tlray.errors import ConfigError, UserError
 from tlray.registry import TASKS
 
 INTERRUPTED = 130
+FLAGS = {"task": "--tasks", "backbone": "--backbones", "weights": "--weights", "size": "--size", "epochs": "--epochs",
+         "monitor": "--monitor", "seed": "--seed", "threads": "--cpus-per-trial"}  # fmt: skip
+"""Fields of the Config that have a flag, which `--set` would contradict."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,6 +41,42 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is out of range: at least 1")
     return value
+
+
+def positive_seconds(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
+    if not math.isfinite(value) or value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is out of range: above 0")
+    return value
+
+
+def absolute_task(spec: str) -> str:
+    """A task given by path with its path made absolute, since trials may run elsewhere."""
+    scheme, colon, path = spec.partition(":")
+    return f"{scheme}:{Path(path).expanduser().resolve()}" if scheme + colon in PATH_SCHEMES and path else spec
+
+
+def absolute_weights(weights: str) -> str:
+    """Weights given by path with the path made absolute."""
+    path = Path(weights).expanduser()
+    named = weights in ("none", "imagenet") or weights in TASKS
+    return str(path.resolve()) if not named and path.is_file() else absolute_task(weights)
+
+
+def check_values(arguments: argparse.Namespace, tasks: Sequence[str], backbones: Sequence[str], flags: dict[str, str]) -> None:
+    """Judge every name and value before torch is imported and any data is opened. Raises ConfigError with all that is wrong."""
+    fixed = parse_settings(arguments.settings)
+    for name in fixed:
+        if name in flags:
+            raise ConfigError(f"--set {name}=...: use {flags[name]}")
+    given = {"size": arguments.size, "epochs": arguments.epochs, "monitor": arguments.monitor, "seed": arguments.seed}
+    given = {name: value for name, value in given.items() if value is not None}
+    for task, backbone in itertools.product(tasks, backbones):
+        Config(task=task, backbone=backbone, weights=arguments.weights or "imagenet", **given, **fixed)
 
 
 def add_place_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +118,7 @@ def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tasks",
         nargs="+",
+        type=absolute_task,
         default=None,
         metavar="T",
         help="data sets: names, npz:FILE or folder:DIR (pneumoniamnist breastmnist)",
@@ -83,6 +126,7 @@ def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbones", nargs="+", default=None, metavar="B", help="networks (resnet50 mobilenet_v2)")
     parser.add_argument(
         "--weights",
+        type=absolute_weights,
         default=None,
         metavar="W",
         help="none, imagenet, a file, or a data set to pretrain on (imagenet, if it can be had)",
@@ -90,7 +134,7 @@ def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trials", type=positive, default=None, metavar="N", help="trials per task and backbone (12 without a GPU, 30 with)"
     )
-    parser.add_argument("--time-budget", type=float, default=None, metavar="S", help="seconds for all trials")
+    parser.add_argument("--time-budget", type=positive_seconds, default=None, metavar="S", help="seconds for all trials")
     parser.add_argument(
         "--seeds", type=positive, default=1, metavar="N", help="train the winning configuration with N seeds for mean and interval"
     )
@@ -130,6 +174,7 @@ def tune(argv: Sequence[str] | None = None, prog: str = "tune_backbones.py", des
         parser = Parser(prog=prog, description=description)
         add_tune_arguments(parser)
         arguments = parser.parse_args(argv)
+        check_values(arguments, arguments.tasks or [Config.task], arguments.backbones or [Config.backbone], FLAGS)
         from tlray.job import tune_backbones
 
         tune_backbones(arguments, places_of(arguments))
@@ -139,6 +184,7 @@ def tune(argv: Sequence[str] | None = None, prog: str = "tune_backbones.py", des
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    check_values(arguments, [arguments.task], [arguments.backbone], FLAGS | {"task": "--task", "backbone": "--backbone"})
     from tlray.job import train_one
 
     train_one(arguments, places_of(arguments))
@@ -155,9 +201,8 @@ def _report(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from tlray.deploy.model import load_model
     from tlray.deploy.predict import evaluate_task
-    from tlray.job import absolute_task
 
-    result = evaluate_task(load_model(arguments.model), absolute_task(arguments.task), places_of(arguments), arguments.split)
+    result = evaluate_task(load_model(arguments.model), arguments.task, places_of(arguments), arguments.split)
     if arguments.json:
         print(json.dumps(result, indent=2))
         return 0
@@ -204,7 +249,6 @@ def _decision(answer: dict[str, Any]) -> str:
 
 def _data(arguments: argparse.Namespace) -> int:
     from tlray.data.task import available, open_task
-    from tlray.job import absolute_task
 
     places = places_of(arguments)
     if arguments.action == "list":
@@ -213,7 +257,8 @@ def _data(arguments: argparse.Namespace) -> int:
         return 0
     if not arguments.tasks:
         raise UserError(f"tlray data {arguments.action}: name at least one task (tlray data list shows them)")
-    for spec in map(absolute_task, arguments.tasks):
+    for spec in arguments.tasks:
+        Config(task=spec, size=arguments.size)  # judges name and size
         if arguments.action == "check":
             print(f"{spec}: {available(spec, arguments.size, places) or 'can be had'}")
             continue
@@ -230,31 +275,31 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="tlray", description="Transfer-learned image classifiers for small data sets, on Ray.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
     train = commands.add_parser("train", help="train one configuration and deliver its model")
-    train.add_argument("--task", required=True, help="data set: a name, npz:FILE or folder:DIR")
+    train.add_argument("--task", required=True, type=absolute_task, help="data set: a name, npz:FILE or folder:DIR")
     train.add_argument("--backbone", default="resnet18", help="network")
-    train.add_argument("--weights", default="none", help="none, imagenet, a file, or a data set to pretrain on")
+    train.add_argument("--weights", default="none", type=absolute_weights, help="none, imagenet, a file, or a data set to pretrain on")
     add_run_arguments(train)
-    train.set_defaults(run=_train)
+    train.set_defaults(handler=_train)
     commands.add_parser("tune", help="search the best configuration per task and backbone (tlray tune --help)", add_help=False)
     report = commands.add_parser("report", help="build report.html from a run's directory")
     report.add_argument("run", metavar="RUN", help="the run's directory")
-    report.set_defaults(run=_report)
+    report.set_defaults(handler=_report)
     evaluate = commands.add_parser("evaluate", help="score a delivered model on a data set")
     evaluate.add_argument("model", metavar="MODEL", help="the model's folder")
-    evaluate.add_argument("--task", required=True, help="data set: a name, npz:FILE or folder:DIR")
+    evaluate.add_argument("--task", required=True, type=absolute_task, help="data set: a name, npz:FILE or folder:DIR")
     evaluate.add_argument("--split", default="test", choices=("test", "val"), help="which split; opening test is written down")
-    evaluate.set_defaults(run=_evaluate)
+    evaluate.set_defaults(handler=_evaluate)
     predict = commands.add_parser("predict", help="class and probability of image files")
     predict.add_argument("model", metavar="MODEL", help="the model's folder")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG files")
-    predict.set_defaults(run=_predict)
+    predict.set_defaults(handler=_predict)
     for each in (evaluate, predict):
         each.add_argument("--json", action="store_true", help="print JSON")
     data = commands.add_parser("data", help="list data sets, get them ready, check whether they can be had")
     data.add_argument("action", choices=("list", "get", "check"))
-    data.add_argument("tasks", nargs="*", metavar="TASK")
+    data.add_argument("tasks", nargs="*", type=absolute_task, metavar="TASK")
     data.add_argument("--size", type=int, default=28, metavar="PX", help="pixels on a side")
-    data.set_defaults(run=_data)
+    data.set_defaults(handler=_data)
     for each in (evaluate, data):
         add_place_arguments(each)
     return parser
@@ -268,6 +313,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         arguments = build_parser().parse_args(argv)
-        return arguments.run(arguments)
+        return arguments.handler(arguments)
 
     return run(command)

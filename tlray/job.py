@@ -1,7 +1,6 @@
 """The main job behind the command line: settle what to do, say it, do it, and end with a table and the next commands."""
 
 import argparse
-import itertools
 import os
 import re
 import sys
@@ -20,61 +19,35 @@ from tlray.cluster.resources import Resources, cluster, divide, machine
 from tlray.cluster.sampler import check_space
 from tlray.cluster.session import Session, started
 from tlray.config import Config, parse_settings
-from tlray.errors import ConfigError, RunError
+from tlray.errors import RunError
 from tlray.runs.folder import Run, check_folder, finished, opened
 from tlray.runs.planning import DEFAULT_BACKBONES, Cell, choose_tasks, estimate, plan_cells
 from tlray.runs.search import search
 from tlray.training.pretrain import missing_pretraining
 
 
-def absolute_task(spec: str) -> str:
-    """A task given by path with its path made absolute."""
-    scheme, colon, path = spec.partition(":")
-    return f"{scheme}:{Path(path).expanduser().resolve()}" if colon and scheme in ("npz", "folder") and path else spec
-
-
-def absolute_weights(weights: str | None) -> str | None:
-    """Weights given by path with the path made absolute."""
-    if weights and Path(weights).expanduser().is_file():
-        return str(Path(weights).expanduser().resolve())
-    return absolute_task(weights) if weights else weights
-
-
 def tune_backbones(arguments: argparse.Namespace, places: Places) -> None:
     """Search every (task, backbone) that was asked for. Raises the UserError of whatever is wrong, before Ray starts where it can."""
     fixed = parse_settings(arguments.settings)
-    _refuse_flags_in_settings(fixed)
     gpu = machine()["GPU"] > 0
     trials = arguments.trials or (30 if gpu else 12)
     base = _base(arguments, gpu)
     resources, folder = _resources(arguments), _folder(arguments)
     check_rule(arguments.threshold_rule)
-    base, named = replace(base, threads=resources.cpus), [absolute_task(each) for each in arguments.tasks or []]
-    names, weights = arguments.backbones or list(DEFAULT_BACKBONES), absolute_weights(arguments.weights)
-    for task, backbone in itertools.product(named or [base.task], names):  # names and values before any data is opened
-        replace(base, task=task, backbone=backbone, weights=weights or "imagenet", **fixed)
-    tasks, banner = choose_tasks(named, base.size, places)
-    cells, lines = plan_cells(tasks, names, weights, base, fixed, places)
+    base = replace(base, threads=resources.cpus)
+    tasks, banner = choose_tasks(arguments.tasks, base.size, places)
+    cells, lines = plan_cells(tasks, arguments.backbones or DEFAULT_BACKBONES, arguments.weights, base, fixed, places)
     _search(arguments, folder, places, resources, cells, [*banner, *lines], trials, arguments.seeds, arguments.time_budget)
 
 
 def train_one(arguments: argparse.Namespace, places: Places) -> None:
     """Train one configuration and deliver its model: a search of one trial."""
     fixed = parse_settings(arguments.settings)
-    _refuse_flags_in_settings(fixed)
     resources, folder = _resources(arguments), _folder(arguments)
     check_rule(arguments.threshold_rule)
     base = replace(_base(arguments, machine()["GPU"] > 0), threads=resources.cpus, backbone=arguments.backbone)
-    task, weights = absolute_task(arguments.task), absolute_weights(arguments.weights)
-    cells, banner = plan_cells([task], [arguments.backbone], weights, base, fixed, places, space={}, first=[{}])
+    cells, banner = plan_cells([arguments.task], [arguments.backbone], arguments.weights, base, fixed, places, space={}, first=[{}])
     _search(arguments, folder, places, resources, cells, banner, 1, 1, None)
-
-
-def _refuse_flags_in_settings(fixed: dict[str, Any]) -> None:
-    for name, flag in {"task": "--tasks", "backbone": "--backbones", "weights": "--weights", "size": "--size", "epochs": "--epochs",
-                       "monitor": "--monitor", "seed": "--seed", "threads": "--cpus-per-trial"}.items():  # fmt: skip
-        if name in fixed:
-            raise ConfigError(f"--set {name}=...: use {flag}")
 
 
 def _base(arguments: argparse.Namespace, gpu: bool) -> Config:
@@ -100,6 +73,10 @@ def _folder(arguments: argparse.Namespace) -> Path:
     name = arguments.name or time.strftime("%Y%m%d-%H%M%S")
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
         raise RunError(f"--name {name!r}: a name has letters, digits, '-', '_' and '.' only")
+    if "://" in arguments.storage:
+        raise RunError(
+            f"--storage {arguments.storage}: object stores are not supported yet, name a folder (on a cluster: one that all nodes see)"
+        )
     folder = Path(arguments.storage).expanduser().resolve() / name
     check_folder(folder, arguments.resume)
     return folder
@@ -111,8 +88,6 @@ def _search(
 ) -> None:  # fmt: skip
     for cell in cells:
         check_space(cell.space, cell.base)
-    if seconds is not None and seconds <= 0:
-        raise RunError(f"--time-budget {seconds:g} is out of range: above 0")
     console = Console() if sys.stdout.isatty() else Console(width=140)
     asked = {
         "kind": "search", "cells": [_asked(cell) for cell in cells], "trials": trials, "seed": arguments.seed, "seeds": seeds,

@@ -1,6 +1,7 @@
 """One trial, two ways: `fit` inside the trial's own process, or a TorchTrainer round it. Both leave the same files."""
 
 import logging
+import re
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,7 +85,8 @@ def in_process(job: Job) -> Callable[[dict[str, Any]], None]:
         try:
             train(job, number, Config(**read_trial(job.cell, number).config), tune.report)
         except Exception as error:
-            fail(job, number, error)
+            if not read_trial(job.cell, number).ended:
+                fail(job, number, error)
 
     trial.__name__ = trial.__qualname__ = job.label
     return trial
@@ -113,7 +115,23 @@ def worker(settings: dict[str, Any]) -> None:
 
     job, number = settings["job"], settings["number"]
     lead = ray_train.get_context().get_world_rank() == 0
-    train(job, number, Config(**read_trial(job.cell, number).config), ray_train.report, lead)
+    trial = read_trial(job.cell, number)
+    if trial.ended:
+        return  # Ray starts the workers again after any error; only a lost process is worth it
+    try:
+        train(job, number, Config(**trial.config), ray_train.report, lead)
+    except Exception as error:
+        if not lost_peer(error):
+            fail(job, number, error)
+        raise
+
+
+def lost_peer(error: Exception) -> bool:
+    """Whether an error only says that another worker of the group is gone."""
+    import torch.distributed as dist
+
+    said = re.search(r"gloo|nccl|connection (closed|reset)|broken pipe|timed out", str(error), re.IGNORECASE)
+    return isinstance(error, dist.DistError) or bool(said)
 
 
 def distributed(job: Job) -> Callable[[dict[str, Any]], None]:
@@ -130,7 +148,8 @@ def distributed(job: Job) -> Callable[[dict[str, Any]], None]:
             settings = {"job": job, "number": number}
             torch_trainer(worker, settings, name, job.cell / "ray", job.resources, [TuneReportCallback()]).fit()
         except Exception as error:
-            fail(job, number, error)
+            if not read_trial(job.cell, number).ended:
+                fail(job, number, error)
 
     trial.__name__ = trial.__qualname__ = job.label
     return trial

@@ -160,9 +160,8 @@ class FairASHA(ASHAScheduler):
             self.known[number] = _Known(number)
             super().on_trial_add(None, self.known[number])  # type: ignore[arg-type]
         decision = super().on_trial_result(None, self.known[number], result)  # type: ignore[arg-type]
-        if decision != TrialScheduler.STOP or result["last"]:
-            return decision
-        return decision if number >= self.immune and result["in_last_phase"] else TrialScheduler.CONTINUE
+        ends = result["last"] or result["epoch"] >= self._max_t  # by itself, and says so as finished
+        return decision if number >= self.immune and result["in_last_phase"] and not ends else TrialScheduler.CONTINUE
 
     def replay(self) -> set[int]:
         """Record what the trials of an earlier driver reported, in the order of time; numbers that it had still to stop."""
@@ -183,7 +182,7 @@ class FairASHA(ASHAScheduler):
         if "epoch" not in result:
             return TrialScheduler.CONTINUE
         decision = self.judge(trial.config["number"], result)
-        if decision == TrialScheduler.STOP and not result["last"]:
+        if decision == TrialScheduler.STOP:
             self.book.stopped.add(trial.config["number"])
         return decision
 
@@ -198,12 +197,13 @@ class FairASHA(ASHAScheduler):
 
 
 def _run(job: Job, queue: Queue, scheduler: TrialScheduler, seconds: float | None) -> None:
-    """Let Tune run what the queue hands out. Tune's own files are of no further use and go to a temporary folder."""
+    """Let Tune run what the queue hands out. Its own files are of no further use; while it runs every node must see them."""
     inside = job.resources.workers == 0
     trainable = in_process(job) if inside else distributed(job)
     asked = {"CPU": job.resources.cpus} | ({"GPU": job.resources.gpus} if job.resources.gpus else {})
     driver = {"node:__internal_head__": 0.001}  # no CPU, and on the node that does not go away
-    with tempfile.TemporaryDirectory(prefix="tlray-tune-") as folder:
+    (job.cell / "ray").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="tune-", dir=job.cell / "ray", ignore_cleanup_errors=True) as folder:
         tune.Tuner(
             tune.with_resources(trainable, asked if inside else driver),
             tune_config=tune.TuneConfig(

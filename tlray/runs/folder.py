@@ -1,11 +1,12 @@
 """A run's directory: made, locked, taken up again; what stands in it at the end; weights that must be there before its trials."""
 
 import contextlib
+import errno
 import json
-import os
 import platform
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,8 @@ from tlray.training.pretrain import missing_pretraining
 from tlray.training.setup import available_threads
 
 PACKAGES = ("ray", "torch", "torchvision", "optuna", "medmnist", "scikit-learn", "numpy")
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG}
+"""What the system says when a place cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,16 @@ class Run:
 
 
 def check_folder(folder: Path, resume: bool) -> None:
-    """Raise RunError when a run directory exists without `resume`, or with it does not, or cannot be made; makes nothing."""
+    """Raise RunError when a run directory exists without `resume`, or with it does not, or cannot be made; leaves nothing behind."""
     if resume and not (folder / "run.json").is_file():
         raise RunError(f"{folder} is no run that could be resumed: check --storage and --name, or leave out --resume")
     if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists already: give another --name, or --resume to take it up")
     above = next(each for each in [folder, *folder.parents] if each.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise RunError(f"{folder} cannot be made, {above} is not a folder that may be written: choose another --storage")
+    try:
+        tempfile.TemporaryDirectory(prefix=".tlray-", dir=above).cleanup()  # os.access says yes to root, also where nothing can be made
+    except OSError:
+        raise RunError(f"{folder} cannot be made, {above} is not a folder that may be written: choose another --storage") from None
 
 
 @contextlib.contextmanager
@@ -79,6 +84,8 @@ def opened(folder: Path, asked: dict[str, Any], resume: bool) -> Iterator[None]:
     except Timeout:
         raise RunError(f"{folder} is in use by another process: wait for it, or give another --name") from None
     except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
         raise RunError(f"{folder} cannot be written ({error.strerror or error}): choose another --storage") from error
 
 
@@ -139,7 +146,8 @@ def finish(
         write_results(run.folder / "results.parquet", rows)
     versions = {"tlray": tlray.__version__, "python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     summary = {
-        "run": run.name, "kind": kind, "partial": partial, "created": time.time(), "command": shlex.join(sys.argv),
+        "run": run.name, "kind": kind, "partial": partial, "created": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": shlex.join(sys.argv),
         "banner": list(run.banner), "versions": versions, "hardware": hardware(), "resources": vars(run.resources),
         "seconds": seconds, "cells": entries, **(more or {}),
     }  # fmt: skip

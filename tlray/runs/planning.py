@@ -138,9 +138,10 @@ def _cell(
         free = _possible(free, base, stages)
     recipes = [{**recipe, **{k: v for k, v in fixed.items() if k in recipe}} for recipe in (FIRST if first is None else first)]
     usable = [recipe for recipe in recipes if first is not None or _allowed(base, recipe, stages)]
-    for recipe in usable:
-        phases(replace(base, **recipe), stages)
-    unique = [recipe for index, recipe in enumerate(usable) if recipe not in usable[:index]]
+    configs = [replace(base, **recipe) for recipe in usable]
+    for config in configs:
+        phases(config, stages)
+    unique = [recipe for index, recipe in enumerate(usable) if configs[index] not in configs[:index]]
     return Cell(f"{task.name}-{base.backbone}", base, task, free, tuple(unique))
 
 

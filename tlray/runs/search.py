@@ -8,6 +8,7 @@ from typing import Any
 
 from tlray.cluster.sampler import Sampler
 from tlray.cluster.trial import Job
+from tlray.data.loader import mix
 from tlray.errors import Interrupted, RunError
 from tlray.results import Trial, read_trials, rows_of, winner
 from tlray.runs.delivery import deliver, describe_task, repeats_of, seed_figures
@@ -48,7 +49,7 @@ def _search_cell(cell: Cell, run: Run, display: Display, trials: int, seed: int,
 
     display.already(cell.name, read_trials(run.folder / cell.name))
     book = tuning.Book(_job(run, cell, cell.name), cell.base.minimise, display)
-    tuning.search(book, Sampler(cell.base, cell.space, cell.first, trials, seed), seconds)
+    tuning.search(book, Sampler(cell.base, cell.space, cell.first, trials, mix("search", seed, cell.name)), seconds)
 
 
 def _job(run: Run, cell: Cell, folder: str) -> Job:

@@ -56,7 +56,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 def _prune(folder: Path, checkpoint: Checkpoint) -> None:
     keep = {checkpoint.epoch, checkpoint.meta["best"]}
     for epoch, path in reversed(found(folder)):
-        if len(keep) < 2:
+        if len(keep) < 2 and epoch < checkpoint.epoch:
             keep.add(epoch)
         if epoch not in keep:
             path.unlink(missing_ok=True)
@@ -83,17 +83,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole; damaged ones are passed over with a warning. None when there is none."""
-    for _, path in reversed(found(folder)):
-        try:
-            return load_checkpoint(path)
-        except RunError as error:
-            log.warning("%s; going on from the checkpoint before it", error)
-    return None
+    return _first_whole([path for _, path in reversed(found(folder))])
 
 
 def checkpoint_of_epoch(folder: Path, epoch: int) -> Checkpoint:
     """The checkpoint of one epoch. Raises RunError when it is not there or damaged."""
-    paths = [path for number, path in found(folder) if number == epoch]
-    if not paths:
-        raise RunError(f"{folder} has no checkpoint of epoch {epoch}")
-    return load_checkpoint(paths[-1])
+    whole = _first_whole([path for number, path in found(folder) if number == epoch])
+    if whole is None:
+        raise RunError(f"{folder} has no whole checkpoint of epoch {epoch}")
+    return whole
+
+
+def _first_whole(paths: list[Path]) -> Checkpoint | None:
+    for path in paths:
+        try:
+            return load_checkpoint(path)
+        except RunError as error:
+            log.warning("%s; looking for another", error)
+    return None

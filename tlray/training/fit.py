@@ -13,7 +13,7 @@ from tlray.config import Config
 from tlray.errors import NonFiniteLoss, RunError
 from tlray.results import rank_key
 from tlray.training.checkpoint import Checkpoint
-from tlray.training.loop import PhaseRunner
+from tlray.training.loop import PhaseRunner, check_batches
 from tlray.training.metrics import evaluate, monitor_value
 from tlray.training.phases import Position, locate
 from tlray.training.setup import Prepared, prepare, set_up_process
@@ -51,6 +51,7 @@ def fit(config: Config, places: Places | None = None, *, resume: Checkpoint | No
     places, world = places or Places(), world or World.current()
     set_up_process(config)
     prepared = prepare(config, places)
+    check_batches(prepared, world)
     prepared.model.to(world.device)
     history: list[dict[str, Any]] = load(prepared, resume) if resume else []
     runner, phase = None, -1

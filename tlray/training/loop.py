@@ -7,7 +7,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tlray.cache import Places
 from tlray.data.loader import epoch_batches, mix, steps_in_epoch
-from tlray.errors import NonFiniteLoss
+from tlray.errors import ConfigError, NonFiniteLoss
 from tlray.models.classifier import Classifier
 from tlray.models.kinds import KINDS
 from tlray.registry import AUGMENTS
@@ -45,6 +45,23 @@ def freeze(model: Classifier, trainable: tuple[str, ...]) -> None:
     model.head.train()
 
 
+def trains_batch_norm(model: Classifier, phase: Phase) -> bool:
+    """Whether a stage that trains in this phase holds a batch-norm."""
+    modules = (module for name in phase.trainable for module in getattr(model.backbone, name).modules())
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
+
+
+def check_batches(prepared: Prepared, world: World) -> None:
+    """Raise ConfigError where batch-norm would have to train on fewer than two images of a rank."""
+    config, images = prepared.config, len(prepared.train)
+    batch = config.batch_size if config.steps_per_epoch else min(config.batch_size, images)
+    if batch < 2 * world.size and any(trains_batch_norm(prepared.model, phase) for phase in prepared.plan):
+        raise ConfigError(
+            f"batch_size={config.batch_size} of {images} training images on {world.size} worker(s) leaves one of them fewer than two, "
+            f"but the batch-norm of {config.backbone} needs two: raise batch_size or samples, or take fewer workers"
+        )
+
+
 class PhaseRunner:
     """Trains one phase epoch by epoch; made anew for each phase, and after a resume."""
 
@@ -57,11 +74,7 @@ class PhaseRunner:
         above = Above(self.model, self.start)
         self.network = DistributedDataParallel(above, broadcast_buffers=False) if world.size > 1 else above
         self.optimizer = make_optimizer(self.model, phase.trainable, self.config)
-        self.batch_norm = any(
-            isinstance(module, nn.modules.batchnorm._BatchNorm)
-            for name in phase.trainable
-            for module in getattr(self.model.backbone, name).modules()
-        )
+        self.batch_norm = trains_batch_norm(self.model, phase)
         self.labels = torch.from_numpy(np.array(prepared.task.train.labels[prepared.train]))
         balanced = self.config.class_weights == "balanced"
         self.weights = self.kind.balanced_weights(self.labels.numpy(), len(prepared.task.classes)) if balanced else None
@@ -132,8 +145,8 @@ class PhaseRunner:
                 hits = self.kind.hits(logits, labels)
                 shares = torch.tensor([whole / world.size, float(len(mine))], dtype=torch.float64, device=device)
                 totals += torch.cat([torch.stack([loss_sum.double(), hits]), shares])
-        if self.batch_norm:
-            world.average_buffers(self.model.backbone)
+        for name in self.phase.trainable:
+            world.average_buffers(getattr(self.model.backbone, name))
         loss, hits, whole, count = world.sum(totals).tolist()
         if not np.isfinite(loss):
             raise NonFiniteLoss(f"the training loss is not finite in epoch {epoch}")

@@ -66,9 +66,11 @@ def gradual(stages: tuple[str, ...], epochs: int, k: int | None) -> list[Phase]:
 def phases(config: Config, stages: Sequence[str]) -> list[Phase]:
     """The phases of a training on a backbone with these stages.
 
-    Raises ConfigError when the schedule asks for more stages than there are.
+    Raises ConfigError when the schedule does not say for how many stages, or asks for more than there are.
     """
     rule, k = unfreeze_rule(config.unfreeze)
+    if rule.endswith("_K") and k is None:
+        raise ConfigError(f"unfreeze={rule!r} needs a number in the place of K, such as {rule[:-1]}1")
     if k is not None and k > len(stages):
         raise ConfigError(
             f"unfreeze={config.unfreeze!r}: {config.backbone} has {len(stages)} stages ({', '.join(stages)}), "

@@ -1,0 +1,83 @@
+"""The arithmetic before a run: what is left open is filled in, what does not fit is refused with its numbers."""
+
+import pytest
+
+from tlray.cluster.resources import Resources, divide, machine
+from tlray.errors import RunError
+
+LAPTOP, SERVER = {"CPU": 2.0, "GPU": 0.0}, {"CPU": 32.0, "GPU": 4.0}
+BIG, WEAK = {"CPU": 64.0, "GPU": 0.0}, {"CPU": 2.0, "GPU": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("has", "asked", "gets"),
+    [
+        # asked: workers, concurrent, cpus, gpus; gets: workers, concurrent, cpus, gpus
+        (LAPTOP, (0, None, None, None), (0, 2, 1, 0.0)),
+        (LAPTOP, (0, 1, None, None), (0, 1, 2, 0.0)),
+        (LAPTOP, (0, None, 2, None), (0, 1, 2, 0.0)),
+        (LAPTOP, (1, None, None, None), (1, 2, 1, 0.0)),
+        (LAPTOP, (1, 1, None, None), (1, 1, 2, 0.0)),
+        (LAPTOP, (2, None, None, None), (2, 1, 1, 0.0)),
+        (BIG, (0, None, None, None), (0, 8, 8, 0.0)),
+        (BIG, (0, None, 16, None), (0, 4, 16, 0.0)),
+        (SERVER, (0, None, None, None), (0, 4, 8, 1.0)),
+        (SERVER, (2, None, None, None), (2, 2, 8, 1.0)),
+        (SERVER, (4, None, None, None), (4, 1, 8, 1.0)),
+        (SERVER, (8, None, None, None), (8, 4, 1, 0.0)),
+        (SERVER, (0, None, None, 0.25), (0, 16, 2, 0.25)),
+        (SERVER, (0, None, 4, 0.1), (0, 8, 4, 0.1)),
+        (SERVER, (1, 2, None, 2), (1, 2, 16, 2)),
+        (SERVER, (0, None, None, 0), (0, 8, 4, 0)),
+        (WEAK, (0, None, None, None), (0, 2, 1, 1.0)),
+    ],
+)
+def test_what_is_left_open_is_filled_in_and_fits(has: dict[str, float], asked: tuple, gets: tuple):
+    divided = divide(has, *asked)
+    assert divided == Resources(*gets)
+    assert divided.concurrent * divided.processes * divided.cpus <= has["CPU"]
+    assert divided.concurrent * divided.processes * divided.gpus <= has["GPU"]
+
+
+@pytest.mark.parametrize(
+    ("has", "asked", "numbers"),
+    [
+        (LAPTOP, (64, None, None, None), ("64 CPUs", "64 workers x 1", "has 2", "--workers-per-trial")),
+        (SERVER, (64, None, None, None), ("64 CPUs", "64 workers x 1", "has 32")),
+        (LAPTOP, (2, None, 2, None), ("4 CPUs", "2 workers x 2", "has 2", "--cpus-per-trial")),
+        (LAPTOP, (0, None, 3, None), ("3 CPUs", "has 2")),
+        (LAPTOP, (0, None, None, 1), ("1 GPU", "has 0", "--gpus-per-trial")),
+        (SERVER, (4, None, None, 2), ("8 GPUs", "4 workers x 2", "has 4")),
+        (SERVER, (2, None, None, 0.5), ("--gpus-per-trial 0.5", "2 workers")),
+        (LAPTOP, (0, 3, None, None), ("--concurrent 3", "3 CPUs", "2 and 0", "at most 2")),
+        (LAPTOP, (2, 2, None, None), ("--concurrent 2", "4 CPUs", "at most 1")),
+        (SERVER, (1, 5, None, None), ("--concurrent 5", "5 GPUs", "at most 4")),
+        (LAPTOP, (0, 0, None, None), ("--concurrent 0", "at least 1")),
+        (LAPTOP, (0, None, 0, None), ("--cpus-per-trial 0", "at least 1")),
+        (LAPTOP, (-1, None, None, None), ("--workers-per-trial", "negative")),
+        (LAPTOP, (0, None, None, -1), ("--gpus-per-trial", "negative")),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_numbers(has: dict[str, float], asked: tuple, numbers: tuple[str, ...]):
+    with pytest.raises(RunError) as caught:
+        divide(has, *asked)
+    assert [number for number in numbers if number not in str(caught.value)] == []
+
+
+def test_the_refusal_says_whose_resources_they_are(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(RunError, match="this machine has 2"):
+        divide(LAPTOP, 64, None, None, None)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(RunError, match="the cluster has 2"):
+        divide(LAPTOP, 64, None, None, None)
+
+
+def test_a_default_division_of_this_machine_fits_it():
+    has = machine()
+    assert divide(has, 0, None, None, None).cpus <= has["CPU"]
+
+
+def test_the_plan_says_how_trials_run():
+    assert Resources(0, 2, 1, 0.0).describe() == "2 at a time, each inside the trial's process with 1 CPU"
+    assert Resources(2, 1, 4, 1.0).describe() == "1 at a time, each in a TorchTrainer of 2 workers with 4 CPUs and 1 GPU per process"

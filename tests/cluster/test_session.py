@@ -1,0 +1,124 @@
+"""Ray as tlray starts it: behind a token that only its owner reads, on loopback, showing runs and trials by their names."""
+
+import json
+import os
+import stat
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_toys import Scripted, toy_config, toy_job, wait_until
+
+from tlray.cache import Places
+from tlray.cluster.session import SETTINGS, Session, own_token, started, token_file
+from tlray.cluster.tuning import Book, search
+
+
+def get(url: str, token: str | None = None) -> tuple[int, bytes]:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def api(session: Session, path: str) -> Any:
+    assert session.token is not None
+    status, body = get(f"http://{session.dashboard}{path}", session.token.read_text().strip())
+    assert status == 200, body
+    return json.loads(body)
+
+
+def metrics_page() -> str:
+    import ray
+
+    node = ray.nodes()[0]
+    return get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics")[1].decode()
+
+
+def test_the_token_is_its_owners_alone(ray_session: Session):
+    assert ray_session.token == token_file()
+    assert stat.S_IMODE(token_file().stat().st_mode) == 0o600
+
+
+def test_a_missing_token_is_made_and_an_open_one_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "folder" / "token"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    assert own_token() == path
+    text = path.read_text()
+    assert len(text) == 64
+    path.chmod(0o644)
+    assert own_token() == path
+    assert path.read_text() == text
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert own_token() is None
+
+
+def test_the_dashboard_is_on_loopback_behind_the_token(ray_session: Session):
+    assert ray_session.dashboard.startswith("127.0.0.1:")
+    assert get(f"http://{ray_session.dashboard}/api/jobs/")[0] == 401
+    assert get(f"http://{ray_session.dashboard}/api/jobs/", "0" * 64)[0] in (401, 403)
+    assert isinstance(api(ray_session, "/api/jobs/"), list)
+
+
+def test_what_ray_reads_is_set_for_the_workers_too(ray_session: Session):
+    import ray
+
+    @ray.remote
+    def environment() -> dict[str, str]:
+        return dict(os.environ)
+
+    there = ray.get(environment.remote())
+    assert {name: there.get(name) for name in SETTINGS} == {name: os.environ[name] for name in SETTINGS}
+
+
+def test_a_second_start_joins_the_first_and_leaves_it_running(ray_session: Session):
+    import ray
+
+    with started() as second:
+        assert second.joined
+        assert (second.dashboard, second.token) == (ray_session.dashboard, ray_session.token)
+    assert ray.is_initialized()
+    assert ray.cluster_resources()["CPU"] == 2
+
+
+def in_background(target: Any, *arguments: Any) -> threading.Thread:
+    thread = threading.Thread(target=target, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_running_trial_shows_by_its_name_and_its_gauges(
+    workers: int, toy_npz, tmp_path: Path, places: Places, ray_session: Session
+):
+    """In process: under Actors as <run>-<task>-<backbone>. TorchTrainer: in the Train view as that and the trial's number."""
+    from ray.util.state import list_actors
+
+    config = toy_config(toy_npz(tmp_path / "toy.npz"), augment="toy_slow", epochs=24)
+    job = toy_job(tmp_path / "toy-small_cnn", places, workers, run=f"watched{workers}")
+    assert job.label == f"watched{workers}-toy-small_cnn"
+    search_ = in_background(search, Book(job, minimise=False), Scripted([config]))
+
+    def shown() -> bool:
+        if workers:
+            return f"{job.label}-0000" in [each["name"] for each in api(ray_session, "/api/train/v2/runs/v1")["train_runs"]]
+        actors = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
+        return any(job.label in (actor.repr_name or "") or job.label in (actor.class_name or "") for actor in actors)
+
+    def gauges() -> bool:
+        lines = [line for line in metrics_page().splitlines() if f'run="watched{workers}"' in line]
+        wanted = ("epoch", "monitor", "train_loss", "trials_running", "best")
+        return all(any(line.startswith(f"ray_tlray_{name}{{") for line in lines) for name in wanted)
+
+    wait_until(shown, 60)
+    wait_until(gauges, 60)
+    search_.join(timeout=90)
+    assert not search_.is_alive()

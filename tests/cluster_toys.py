@@ -1,0 +1,119 @@
+"""What the tests of Ray share: augmentations that go wrong in a trial's process, a scripted sampler, jobs, waiting.
+
+Trials run in other processes; a pickled `ToyJob` makes them import this module, which registers the augmentations there too.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Generator, Tensor
+
+from tlray.cache import Places
+from tlray.cluster.resources import Resources
+from tlray.cluster.trial import Job
+from tlray.config import Config
+from tlray.registry import AUGMENTS
+from tlray.results import Trial
+
+KILLED_AT_BATCH = 5
+_batches = {"count": 0}
+
+
+@AUGMENTS.register("toy_raises")
+def raises(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """A bug of ours: no user's error."""
+    raise RuntimeError("this augmentation is broken\nsecond line")
+
+
+@AUGMENTS.register("toy_nan")
+def nan(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Makes the loss NaN."""
+    return images * float("nan"), targets
+
+
+@AUGMENTS.register("toy_killed")
+def killed(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Changes nothing, but the first process to come to its fifth batch here dies at once, as by `kill -9`."""
+    _batches["count"] += 1
+    marker = killed_marker()
+    if _batches["count"] >= KILLED_AT_BATCH and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return images, targets
+
+
+@AUGMENTS.register("toy_slow")
+def slow(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Changes nothing, slowly: as long as work on a larger network takes."""
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        images = images + 0
+    return images, targets
+
+
+def killed_marker() -> Path:
+    """The file that says that `toy_killed` has killed."""
+    return Path(os.environ["TLRAY_CACHE"]) / "toy-killed"
+
+
+@dataclass(frozen=True)
+class ToyJob(Job):
+    """A Job whose unpickling imports this module."""
+
+
+def toy_job(folder: Path, places: Places, workers: int = 0, run: str = "toy", concurrent: int = 1) -> ToyJob:
+    """A cell at `folder`, `concurrent` trials at a time with one CPU per process."""
+    return ToyJob(run, folder, f"{run}-{folder.name}", places, Resources(workers, concurrent, 1, 0.0))
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """Proposes the given configurations in their order; remembers what it was told."""
+
+    configs: Sequence[Config]
+    first: tuple[dict[str, Any], ...] = ()
+    told: list[list[Trial]] = field(default_factory=list)
+
+    @property
+    def base(self) -> Config:
+        return self.configs[0]
+
+    @property
+    def trials(self) -> int:
+        return len(self.configs)
+
+    def propose(self, number: int, known: Sequence[Trial]) -> Config:
+        self.told.append(list(known))
+        return self.configs[number]
+
+
+def toy_config(file: Path, **changes: Any) -> Config:
+    """small_cnn on an npz file, two batches per epoch, one thread."""
+    base = Config(task=f"npz:{file}", backbone="small_cnn", lr=1e-3, epochs=3, batch_size=32, threads=1)
+    return replace(base, **changes)
+
+
+def without_clock(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A history without what the wall clock gave it."""
+    return [{key: value for key, value in row.items() if key not in ("seconds", "time")} for row in history]
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """What `condition` gives as soon as it is true; fails after a deadline."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, f"not so within {seconds:g} s"
+        time.sleep(0.1)
+    return answer
+
+
+def all_cpus_free() -> bool:
+    """Whether nothing holds a CPU of the joined Ray."""
+    import ray
+
+    return ray.available_resources().get("CPU", 0.0) == ray.cluster_resources()["CPU"]
