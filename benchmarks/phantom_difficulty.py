@@ -2,8 +2,9 @@
 
     python benchmarks/phantom_difficulty.py
 
-Expected (one thread, about two minutes): pixels <= .75 test AUROC, small_cnn >= .88 on phantom_pneumonia (.90 to .93), pretraining
-on phantom_chest gains >= .03 at 300 samples (about .12), its interval above zero. All at 28 px. Exit status 1 when a limit is missed.
+Expected at 28 px (one thread, one to two minutes): logistic regression on pixels at most .75 test AUROC on each set, small_cnn at
+least .88 on all of phantom_pneumonia (.91 to .94), and pretraining on phantom_chest gains at least .03 at 300 samples (about .13)
+with its 95 % t-interval over five paired seeds above zero. Exit status 1 when a limit is missed.
 """
 
 import sys
@@ -109,7 +110,10 @@ def main() -> int:
         show(f"pixels, {name}", value := linear(data), value <= 0.75, "at most .75")
     networks = {name: train(data, seed=0) for name, data in sets.items()}
     for name, fitted in networks.items():
-        show(f"small_cnn, {name}", fitted.test, *((fitted.test >= 0.88, "at least .88") if name == "phantom_pneumonia" else ()))
+        if name == "phantom_pneumonia":
+            show(f"small_cnn, {name}", fitted.test, fitted.test >= 0.88, "at least .88")
+        else:
+            show(f"small_cnn, {name}", fitted.test)
     mean, half = gain(sets["phantom_pneumonia"], networks["phantom_chest"].backbone)
     show(f"gain by pretraining at {SAMPLES}, +- {half:.3f}", mean, mean >= 0.03 and mean > half, "at least .03, interval above 0")
     return int(bool(missed))

@@ -56,6 +56,15 @@ def slow(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor,
     return images, targets
 
 
+@AUGMENTS.register("toy_where")
+def where(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Changes nothing, slowly, and leaves a file named by the node it runs on."""
+    import ray
+
+    (Path(os.environ["TLRAY_CACHE"]) / f"toy-where-{ray.get_runtime_context().get_node_id()}").touch()
+    return slow(images, targets, generator)
+
+
 def killed_marker() -> Path:
     """The file that says that `toy_killed` has killed."""
     return Path(os.environ["TLRAY_CACHE"]) / "toy-killed"

@@ -115,6 +115,10 @@ def image_file_that_is_no_image(folder: Path, toy: Path) -> Path:
     return root
 
 
+def empty_folder(folder: Path, toy: Path) -> Path:
+    return folder
+
+
 @dataclass(frozen=True)
 class Mistake:
     """Arguments with {tmp} and {toy} to be filled in, what makes the bad {file}, and pieces that the sentence must have."""
@@ -153,7 +157,7 @@ MISTAKES = {
     "no data folder": Mistake("--tasks digits --data {tmp}/nowhere", ("--data {tmp}/nowhere", "check the path")),
     "missing npz": Mistake("--tasks npz:{tmp}/no.npz --weights none", ("{tmp}/no.npz", "there is no file")),
     "missing folder": Mistake("--tasks folder:{tmp}/no --weights none", ("{tmp}/no", "there is no folder")),
-    "empty folder": Mistake("--tasks folder:{file} --weights none", ("{file}", "no PNG or JPEG", "train|val|test"), lambda folder, toy: folder),
+    "empty folder": Mistake("--tasks folder:{file} --weights none", ("{file}", "no PNG or JPEG", "train|val|test"), empty_folder),
     "npz without val_images": Mistake("--tasks npz:{file} --weights none", ("{file}", "val_images"), without_val_images),
     "labels of the wrong shape": Mistake(
         "--tasks npz:{file} --weights none", ("{file}", "train_labels", "[60, 1]", "64"), labels_of_the_wrong_shape
@@ -234,6 +238,7 @@ def test_a_mistake_is_one_sentence_and_leaves_no_run(name, tmp_path, toy, capsys
     assert_one_sentence(capsys.readouterr().err, status, says, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unknown task", "workers that do not fit", "truncated npz", "pickle as weights"])
 def test_the_script_itself_ends_soon_in_one_sentence(name, tmp_path, toy):
     argv, says = arguments_of(MISTAKES[name], tmp_path, toy)
@@ -257,11 +262,16 @@ print(*sorted({"torch", "ray", "optuna", "sklearn", "pandas"} & set(sys.modules)
     assert done.stderr.count("tlray: ") == 5
 
 
+def run_named(name: str, toy: Path, folder: Path) -> list[str]:
+    """A command line with which nothing is wrong."""
+    return [*TOY.format(toy=toy).split(), "--storage", str(folder / "runs"), "--name", name]
+
+
 def test_a_folder_that_is_taken_is_left_as_it_is(tmp_path, toy, capsys):
     taken = tmp_path / "runs" / "mine"
     taken.mkdir(parents=True)
     (taken / "notes.txt").write_text("precious")
-    argv = ["--tasks", f"npz:{toy}", "--backbones", "small_cnn", "--weights", "none", "--storage", str(tmp_path / "runs"), "--name", "mine"]
+    argv = run_named("mine", toy, tmp_path)
     assert tune(argv) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -275,7 +285,7 @@ def test_a_run_in_use_is_refused_to_another_process(tmp_path, toy, capsys):
 
     used = tmp_path / "runs" / "used"
     used.mkdir(parents=True)
-    argv = ["--tasks", f"npz:{toy}", "--backbones", "small_cnn", "--weights", "none", "--storage", str(tmp_path / "runs"), "--name", "used"]
+    argv = run_named("used", toy, tmp_path)
     (used / "run.json").write_text("{}")
     with FileLock(used / ".lock"):
         assert tune([*argv, "--resume"]) == 2
@@ -287,7 +297,18 @@ def test_a_resume_of_another_question_is_refused(tmp_path, toy, capsys):
     asked = tmp_path / "runs" / "asked"
     asked.mkdir(parents=True)
     (asked / "run.json").write_text('{"kind": "search", "trials": 7}')
-    argv = ["--tasks", f"npz:{toy}", "--backbones", "small_cnn", "--weights", "none", "--storage", str(tmp_path / "runs"), "--name", "asked"]
+    argv = [
+        "--tasks",
+        f"npz:{toy}",
+        "--backbones",
+        "small_cnn",
+        "--weights",
+        "none",
+        "--storage",
+        str(tmp_path / "runs"),
+        "--name",
+        "asked",
+    ]
     assert tune([*argv, "--resume"]) == 2
     error = capsys.readouterr().err
     assert "other settings" in error

@@ -13,7 +13,7 @@ from typing import Any
 
 from tlray.cache import Places
 from tlray.config import PATH_SCHEMES, Config, parse_settings
-from tlray.errors import ConfigError, UserError
+from tlray.errors import ConfigError, Interrupted, UserError
 from tlray.registry import TASKS
 
 INTERRUPTED = 130
@@ -153,10 +153,10 @@ def run(command: Callable[[], int]) -> int:
     """Run a command; a user's mistake becomes one sentence on standard error and status 2, Ctrl-C status 130."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        return command()
+        status = command()
+        sys.stdout.flush()  # a closed pipe is noticed here, not at the interpreter's end
+        return status
     except UserError as error:
-        from tlray.errors import Interrupted
-
         print(f"tlray: {' '.join(str(error).split())}", file=sys.stderr)
         return INTERRUPTED if isinstance(error, Interrupted) else 2
     except KeyboardInterrupt:
@@ -213,7 +213,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         print(f"at the model's operating threshold {_number(result['threshold'])}")
         for name, value in result["at_threshold"].items():
             print(f"  {name:18} {_with_interval(value)}")
-    print("\n".join(f"note: {note}" for note in result["notes"]))
+    for note in result["notes"]:
+        print(f"note: {note}")
     return 0
 
 

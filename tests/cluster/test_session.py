@@ -3,6 +3,8 @@
 import json
 import os
 import stat
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -88,6 +90,36 @@ def test_a_second_start_joins_the_first_and_leaves_it_running(ray_session: Sessi
     assert ray.cluster_resources()["CPU"] == 2
 
 
+SECOND_RAY = """
+from tlray.cluster.session import started
+with started(cpus=1) as session:
+    print(session.dashboard, flush=True)
+    input()
+"""
+
+
+@pytest.mark.slow
+def test_processes_find_their_own_ray_where_several_run_on_a_machine(ray_session: Session):
+    """Else Train's cleaner dies, and a TorchTrainer trial that is stopped keeps its CPUs for ever."""
+    import ray
+
+    @ray.remote
+    def own_job_is_listed(job: str) -> bool:
+        from ray.util.state import list_jobs
+
+        return job in [each.job_id for each in list_jobs()]
+
+    other = subprocess.Popen([sys.executable, "-c", SECOND_RAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdin is not None
+    assert other.stdout is not None
+    try:
+        assert other.stdout.readline().strip() not in ("", ray_session.dashboard)
+        assert ray.get(own_job_is_listed.remote(ray.get_runtime_context().get_job_id()))
+    finally:
+        other.stdin.close()
+        other.wait(timeout=30)
+
+
 def in_background(target: Any, *arguments: Any) -> threading.Thread:
     thread = threading.Thread(target=target, args=arguments, daemon=True)
     thread.start()
@@ -100,17 +132,20 @@ def test_a_running_trial_shows_by_its_name_and_its_gauges(
     workers: int, toy_npz, tmp_path: Path, places: Places, ray_session: Session
 ):
     """In process: under Actors as <run>-<task>-<backbone>. TorchTrainer: in the Train view as that and the trial's number."""
+    import ray
     from ray.util.state import list_actors
 
     config = toy_config(toy_npz(tmp_path / "toy.npz"), augment="toy_slow", epochs=24)
     job = toy_job(tmp_path / "toy-small_cnn", places, workers, run=f"watched{workers}")
     assert job.label == f"watched{workers}-toy-small_cnn"
+    token = token_file().read_text().strip()
     search_ = in_background(search, Book(job, minimise=False), Scripted([config]))
 
     def shown() -> bool:
         if workers:
-            return f"{job.label}-0000" in [each["name"] for each in api(ray_session, "/api/train/v2/runs/v1")["train_runs"]]
-        actors = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
+            status, body = get(f"http://{ray_session.dashboard}/api/train/v2/runs/v1", token)  # 500 before the first run
+            return status == 200 and f"{job.label}-0000" in [each["name"] for each in json.loads(body)["train_runs"]]
+        actors = list_actors(ray.get_runtime_context().gcs_address, filters=[("state", "=", "ALIVE")], detail=True)
         return any(job.label in (actor.repr_name or "") or job.label in (actor.class_name or "") for actor in actors)
 
     def gauges() -> bool:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from trainings import config_of
 
+from tlray.config import Config
 from tlray.models.classifier import build_classifier
 from tlray.models.weights import save_weights
 
@@ -43,3 +45,13 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
         return str(file)
 
     return path
+
+
+ROUGH = {"dropout": 0.3, "augment": "affine", "layer_decay": 0.7, "warmup": 0.2, "scheduler": "one_cycle", "label_smoothing": 0.1}
+"""All that draws random numbers or keeps count of steps."""
+
+
+@pytest.fixture(scope="session")
+def gradual(toy: Callable[..., str], encoder: Callable[..., str]) -> Config:
+    """A training of small_cnn in three phases of two epochs each, with everything random that there is."""
+    return config_of(toy(), weights=encoder("small_cnn"), unfreeze="gradual", epochs=6, **ROUGH)

@@ -37,16 +37,14 @@ def stages_of(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Ten
     return stages
 
 
-@pytest.mark.parametrize("unfreeze", ["last_1", "first_1", "head", "head_then_full", "gradual"])
-@pytest.mark.parametrize("augment", ["none", "flip"])
+@pytest.mark.parametrize(
+    ("unfreeze", "augment"),
+    [("last_1", "none"), ("first_1", "none"), ("head", "none"), ("head", "flip"), ("head_then_full", "none"), ("gradual", "none")],
+)
 def test_frozen_stages_keep_every_tensor_and_the_others_do_not(toy, encoder, places, watched, unfreeze, augment):
-    if augment == "flip" and unfreeze != "head":
-        pytest.skip("augmentation decides only whether a phase of the head alone is cached")
     config = config_of(toy(train=16), backbone="resnet18", weights=encoder("resnet18"), unfreeze=unfreeze, augment=augment, epochs=6)
     before = stages_of(read_tensors(encoder("resnet18"))[0])  # type: ignore[arg-type]
     plan = phases(config, RESNET_STAGES)
-    if len(plan) == 1:
-        config = config_of(config.task, **{**config.to_dict(), "epochs": 2, "task": None} | {"task": config.task}) if False else config
     for epoch in fit(config, places):
         now = stages_of({key: value.clone() for key, value in watched[-1].model.state_dict().items()})
         trainable = plan[epoch.phase].trainable
@@ -71,21 +69,15 @@ def test_the_optimizer_of_every_phase_holds_exactly_what_has_a_gradient(toy, enc
         assert len(watched) == epoch.phase + 1
 
 
-def test_dropout_of_a_frozen_stage_does_not_drop(toy, encoder, places):
-    # small_cnn has its dropout in conv2; with a frozen conv2 the only one is the head's, and a frozen head has none
-    config = config_of(toy(), weights=encoder("small_cnn"), unfreeze="head", dropout=0.5)
-    runner_stages = []
-    before = PhaseRunner.train_epoch
-
-    def train_epoch(self, *arguments):
-        row = before(self, *arguments)
-        runner_stages.append((self.model.backbone.training_flags if False else self.model.backbone.conv2.training, self.model.head.training))
-        return row
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PhaseRunner, "train_epoch", train_epoch)
-        train(config, places)
-    assert runner_stages == [(False, True)] * 2
+@pytest.mark.parametrize(("unfreeze", "drops"), [("head", False), ("first_1", False), ("last_1", True), ("full", True)])
+def test_only_a_stage_that_trains_drops_channels(toy, encoder, places, watched, unfreeze, drops):
+    config = config_of(toy(), weights=encoder("small_cnn"), unfreeze=unfreeze, dropout=0.5)  # small_cnn's is in conv2
+    training = fit(config, places)
+    next(training)
+    runner = watched[-1]
+    runner.train_epoch(2, 1, [])
+    assert runner.model.backbone.conv2.training is drops
+    assert runner.model.head.training
 
 
 @pytest.mark.parametrize("unfreeze", [name.replace("_K", "_1") for name in UNFREEZE.names() if name != "full"])
@@ -95,11 +87,11 @@ def test_untrained_weights_are_refused_by_name_for_every_schedule_that_freezes(u
 
 
 def test_a_head_on_untrained_frozen_features_stays_at_chance_where_full_training_learns(toy, encoder, places):
-    untrained = encoder("resnet18", untrained=True)
-    task = toy(train=64, val=32)
-    found = {}
-    for unfreeze in ("head", "full"):
-        config = config_of(task, backbone="resnet18", weights=untrained, unfreeze=unfreeze, batch_size=16)
-        found[unfreeze] = [epoch.metrics["val_auroc"] for epoch in train(config, places)[0]]
-    assert all(abs(value - 0.5) < 0.15 for value in found["head"]), found
-    assert max(found["full"]) > 0.9, found
+    task, found = toy(train=32, val=120), {}
+    for unfreeze, epochs in (("head", 4), ("full", 10)):
+        settings = {"backbone": "mobilenet_v2", "weights": encoder("mobilenet_v2", untrained=True), "unfreeze": unfreeze}
+        found[unfreeze] = [each.metrics for each in train(config_of(task, batch_size=4, lr=3e-3, epochs=epochs, **settings), places)[0]]
+    # the features of every image are the same to 1e-9: what is left is rounding
+    assert all(abs(each["val_auroc"] - 0.5) < 0.15 for each in found["head"])
+    assert all(each["val_loss"] == pytest.approx(0.6931, abs=0.002) for each in found["head"])
+    assert found["full"][-1]["best"] > 0.9

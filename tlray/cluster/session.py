@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,30 @@ def own_token() -> Path | None:
 
 
 @contextlib.contextmanager
+def _own_address() -> Iterator[None]:
+    """Let a Ray that starts in the block know its address, and all its processes with it.
+
+    Without it they look for Ray on the machine and give up where there are several. Train's cleaner is one of them: then a
+    TorchTrainer trial that is stopped keeps its CPUs, and the next one waits for ever.
+    """
+    from ray.util import get_node_ip_address
+
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    own = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{get_node_ip_address()}:{port}"}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
 def started(cpus: int | None = None) -> Iterator[Session]:
     """Ray for the length of the block: joined where RAY_ADDRESS is set or Ray already runs in this process, else started here.
 
@@ -80,7 +105,11 @@ def started(cpus: int | None = None) -> Iterator[Session]:
         from tlray.training.setup import available_threads
 
         token = own_token()
-        ray.init(num_cpus=cpus or available_threads(), include_dashboard=True, logging_level=logging.ERROR, log_to_driver=False)
+        with _own_address():
+            ray.init(
+                address="local",  # not somebody's whose `ray start` has left a note of itself
+                num_cpus=cpus or available_threads(), include_dashboard=True, logging_level=logging.ERROR, log_to_driver=False,
+            )  # fmt: skip
     try:
         yield Session(dashboard_url(), token, joined)
     finally:

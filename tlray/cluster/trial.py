@@ -46,7 +46,7 @@ def train(job: Job, number: int, config: Config, report: Callable[[dict[str, Any
     history: list[dict[str, Any]] = resume.meta["history"] if resume else []
 
     def end(status: str, reason: str = "", chance: float | None = None) -> None:
-        if lead:
+        if lead and not read_trial(job.cell, number).ended:  # workers may outlive the driver's verdict on their trial
             end_trial(job.cell, number, status, history, reason, chance)
 
     try:
@@ -103,6 +103,8 @@ def _limit_gpu_memory(share: float) -> None:
 def fail(job: Job, number: int, error: BaseException) -> None:
     """End a trial as failed, with one line of reason in the table and the traceback beside it."""
     folder = trial_folder(job.cell, number)
+    if read_trial(job.cell, number).ended:
+        return
     write_bytes(folder / "error.txt", "".join(traceback.format_exception(error)).encode())
     newest = newest_checkpoint(folder / "checkpoints")
     reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

@@ -4,6 +4,7 @@ Nothing of Tune's own state is read after a resume: the study, the rungs and the
 """
 
 import logging
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -38,7 +39,8 @@ class Listener(Protocol):
 class Book:
     """The trials of one cell as the driver knows them; every change is on disk before it counts.
 
-    keep_best: keep the checkpoints of every trial (each is evaluated later), not of the best one alone.
+    keep_best: keep the checkpoints of every trial (each is evaluated later), not of the best one alone. stopped: the epoch with which
+    a trial that was stopped ends; the workers of a TorchTrainer do not wait for the verdict and may be further by then.
     """
 
     job: Job
@@ -46,7 +48,7 @@ class Book:
     listener: Listener | None = None
     keep_best: bool = False
     trials: dict[int, Trial] = field(default_factory=dict)
-    stopped: set[int] = field(default_factory=set)
+    stopped: dict[int, int] = field(default_factory=dict)
 
     def open(self) -> None:
         """Read what an earlier driver left, with the histories of trials that had not ended."""
@@ -62,9 +64,10 @@ class Book:
     def end(self, number: int, error: bool = False, reason: str = "behind the others at its rung") -> None:
         """Note what became of a trial that Tune has let go of; one that was cut off by an interrupt stays running."""
         trial = read_trial(self.job.cell, number)
-        if not trial.ended and number in self.stopped:
+        last = self.stopped.get(number)
+        if last is not None and (not trial.ended or len(trial.history) > last):
             newest = newest_checkpoint(trial_folder(self.job.cell, number) / "checkpoints")
-            trial = end_trial(self.job.cell, number, STOPPED, newest.meta["history"] if newest else [], reason)
+            trial = end_trial(self.job.cell, number, STOPPED, newest.meta["history"][:last] if newest else [], reason)
         elif not trial.ended and error:
             fail(self.job, number, RunError("its process was lost more often than it may be"))
             trial = read_trial(self.job.cell, number)
@@ -164,15 +167,18 @@ class FairASHA(ASHAScheduler):
         return decision if number >= self.immune and result["in_last_phase"] and not ends else TrialScheduler.CONTINUE
 
     def replay(self) -> set[int]:
-        """Record what the trials of an earlier driver reported, in the order of time; numbers that it had still to stop."""
+        """Record what the trials of an earlier driver reported, in the order of time; numbers that it had still to stop, noted as such."""
         rows = [(row["time"], number, row) for number, trial in self.book.trials.items() for row in trial.history]
         behind = set()
         for _, number, row in sorted(rows, key=lambda each: each[:2]):
+            if number in behind:
+                continue
             trial = self.book.trials[number]
             last = trial.ended and row["epoch"] == len(trial.history)
             result = {**row, "last": last, "in_last_phase": row["phase"] == row["phases"] - 1}
             if self.judge(number, result) == TrialScheduler.STOP and not trial.ended:
                 behind.add(number)
+                self.book.stopped[number] = row["epoch"]
         return behind
 
     def on_trial_add(self, tune_controller, trial) -> None:
@@ -183,7 +189,7 @@ class FairASHA(ASHAScheduler):
             return TrialScheduler.CONTINUE
         decision = self.judge(trial.config["number"], result)
         if decision == TrialScheduler.STOP:
-            self.book.stopped.add(trial.config["number"])
+            self.book.stopped[trial.config["number"]] = result["epoch"]
         return decision
 
     def on_trial_complete(self, tune_controller, trial, result: dict) -> None:
@@ -221,7 +227,8 @@ def search(book: Book, sampler: Sampler, seconds: float | None = None) -> list[T
     """
     book.open()
     scheduler = FairASHA(book, len(sampler.first), sampler.base.epochs)
-    _end_behind(book, scheduler.replay())
+    for number in sorted(scheduler.replay()):
+        book.end(number)
     queue = Queue(book, sampler.trials, lambda number, known: (sampler.propose(number, known), ""), set())
     return _finish(book, queue, scheduler, seconds)
 
@@ -233,19 +240,13 @@ def grid(book: Book, arms: Sequence[tuple[str, Config]], seconds: float | None =
     return _finish(book, queue, FIFOScheduler(), seconds)
 
 
-def _end_behind(book: Book, numbers: set[int]) -> None:
-    for number in numbers:
-        book.stopped.add(number)
-        book.end(number)
-
-
 def _finish(book: Book, queue: Queue, scheduler: TrialScheduler, seconds: float | None) -> list[Trial]:
     started = time.monotonic()
     if queue.waiting:
         _run(book.job, queue, scheduler, seconds)
     if seconds is not None and time.monotonic() - started >= seconds:
         for number in [number for number, trial in book.trials.items() if not trial.ended]:
-            book.stopped.add(number)
+            book.stopped[number] = sys.maxsize
             book.end(number, reason="the time budget was over")
     book.sweep()
     return [book.trials[number] for number in sorted(book.trials)]

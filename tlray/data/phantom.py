@@ -19,14 +19,14 @@ from tlray.cache import Places
 from tlray.data.raw import Raw, RawSplit, Source
 from tlray.registry import TASKS
 
-GENERATOR = 2
+GENERATOR = 5
 """Version of the drawing; part of the cache key, so that a change is prepared anew."""
 
 SIZE = 64
 """Pixels on a side of the drawn pictures."""
 
 CHEST = {"train": 2800, "val": 400, "test": 800}
-PNEUMONIA = {"train": 2400, "val": 400, "test": 800}
+PNEUMONIA = {"train": 2800, "val": 400, "test": 800}
 """Images per split."""
 
 _CHUNK = 200  # images drawn at a time, to stay in tens of megabytes
@@ -107,12 +107,12 @@ def _effusion(scene: Scene, u: np.ndarray) -> np.ndarray:
     side = _sign(u[:, 0])
     outward = scene.x * side - 0.42
     level = _between(u[:, 1], 0.05, 0.35) - 0.5 * outward
-    return _between(u[:, 2], 0.32, 0.42) * np.clip((scene.y - level) * 10, 0, 1) * scene.lung * (scene.x * side > 0)
+    return _between(u[:, 2], 0.26, 0.36) * np.clip((scene.y - level) * 10, 0, 1) * scene.lung * (scene.x * side > 0)
 
 
 def _infiltration(scene: Scene, u: np.ndarray) -> np.ndarray:
     grains, hill = _granules(scene, u, 0.26)
-    return _between(u[:, 7], 0.17, 0.44) * grains * hill
+    return _between(u[:, 7], 0.23, 0.41) * grains * hill
 
 
 def _mass(scene: Scene, u: np.ndarray) -> np.ndarray:
@@ -128,7 +128,7 @@ def _nodule(scene: Scene, u: np.ndarray) -> np.ndarray:
 
 def _pneumonia(scene: Scene, u: np.ndarray) -> np.ndarray:
     grains, hill = _granules(scene, u, 0.32)
-    return (_between(u[:, 7], 0.17, 0.44) * (grains + 0.15)) * hill
+    return (_between(u[:, 7], 0.23, 0.41) * (grains + 0.05)) * hill
 
 
 def _pneumothorax(scene: Scene, u: np.ndarray) -> np.ndarray:
@@ -140,7 +140,7 @@ def _pneumothorax(scene: Scene, u: np.ndarray) -> np.ndarray:
 
 def _consolidation(scene: Scene, u: np.ndarray) -> np.ndarray:
     grains, hill = _granules(scene, u, 0.28)
-    return _between(u[:, 7], 0.17, 0.44) * (grains + 0.3) * np.minimum(2 * hill, 1)
+    return _between(u[:, 7], 0.23, 0.41) * (grains + 0.1) * np.minimum(2 * hill, 1)
 
 
 def _edema(scene: Scene, u: np.ndarray) -> np.ndarray:
@@ -159,7 +159,9 @@ def _emphysema(scene: Scene, u: np.ndarray) -> np.ndarray:
 
 def _fibrosis(scene: Scene, u: np.ndarray) -> np.ndarray:
     x, y = _spot(scene, u)
-    stripes = _wave(x / 0.24 + u[:, 5, None, None]) * _bump((x * x + y * y) / _between(u[:, 4], 0.2, 0.45)) * (0.1 + 0.9 * scene.lung)
+    stripes = (
+        _wave(x / 0.24 + u[:, 5, None, None]) * _bump((x * x + y * y) / _between(u[:, 4], 0.2, 0.45)) * (0.1 + 0.9 * scene.lung)
+    )
     return _between(u[:, 7], 0.24, 0.36) * stripes
 
 
@@ -227,7 +229,9 @@ def _shadows(scene: Scene, u: np.ndarray) -> np.ndarray:
     total = np.zeros_like(scene.x)
     for k in range(u.shape[1]):
         x, y = scene.x - _between(u[:, k, 0], -0.7, 0.7), scene.y - _between(u[:, k, 1], -0.7, 0.7)
-        total += _between(u[:, k, 2], -0.17, 0.17) * _bump(x * x / _between(u[:, k, 3], 0.1, 0.4) + y * y / _between(u[:, k, 4], 0.1, 0.4))
+        total += _between(u[:, k, 2], -0.17, 0.17) * _bump(
+            x * x / _between(u[:, k, 3], 0.1, 0.4) + y * y / _between(u[:, k, 4], 0.1, 0.4)
+        )
     return total
 
 
@@ -240,7 +244,7 @@ def _expose(picture: np.ndarray, u: np.ndarray, noise: np.ndarray) -> np.ndarray
 
 
 def draw(present: np.ndarray, patients: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Radiographs, uint8 [N, H, W], with the findings `present`, bool [N, 14]; those of one of the `patients`, int [N], share anatomy."""
+    """Radiographs, uint8 [N, H, W], with the findings `present`, bool [N, 14]; images of one of `patients`, [N], share anatomy."""
     count = len(present)
     body = rng.random((int(patients.max()) + 1, 8))[patients]
     images = np.empty((count, SIZE, SIZE), np.uint8)
@@ -290,7 +294,7 @@ def _pneumonia_split(count: int, rng: np.random.Generator) -> tuple[np.ndarray, 
     first = np.arange(len(FINDINGS)) == lot.argmin(axis=1)[:, None]
     second = rng.random((count, len(FINDINGS))) < 0.25
     present = np.where(_members(TARGET), labels[:, None] & (first | second), others)
-    return present, np.asarray(labels, np.int64)
+    return present, labels.astype(np.int64)
 
 
 def _chest() -> dict[str, RawSplit]:
@@ -304,7 +308,9 @@ def _chest() -> dict[str, RawSplit]:
 
 
 def _chest_binary() -> dict[str, RawSplit]:
-    return {name: RawSplit(each.images, each.labels.any(axis=1).astype(np.int64), each.groups) for name, each in _chest().items()}
+    return {
+        name: RawSplit(each.images, np.asarray(each.labels.any(axis=1), np.int64), each.groups) for name, each in _chest().items()
+    }
 
 
 def _pneumonia_splits() -> dict[str, RawSplit]:

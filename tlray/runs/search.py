@@ -64,7 +64,8 @@ def _deliver_cell(cell: Cell, cells: Sequence[Cell], run: Run, seeds: int, rule:
     found = read_trials(folder)
     best = winner(found, cell.base.minimise)
     if best is None:
-        raise RunError(f"no trial of {cell.name} came to the end of an epoch; the first says: {found[0].reason or found[0].status}")
+        first = f"the first says: {found[0].reason or found[0].status}" if found else "none was started"
+        raise RunError(f"no trial of {cell.name} came to the end of an epoch; {first}")
     repeats: list[Trial] = []
     if seeds > 1:
         book = tuning.Book(_job(run, cell, f"{cell.name}/seeds"), cell.base.minimise, keep_best=True)

@@ -1,5 +1,7 @@
 """One phase of a training on this rank: its network, optimizer and batches; one epoch; one evaluation."""
 
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -62,6 +64,12 @@ def check_batches(prepared: Prepared, world: World) -> None:
         )
 
 
+def _replicated(above: Above) -> DistributedDataParallel:
+    """`above` with gradients averaged over ranks; batch-norm's buffers are left to each rank until the epoch's end."""
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # the successor of broadcast_buffers is new in torch 2.15
+        return DistributedDataParallel(above, broadcast_buffers=False)
+
+
 class PhaseRunner:
     """Trains one phase epoch by epoch; made anew for each phase, and after a resume."""
 
@@ -72,7 +80,7 @@ class PhaseRunner:
         self.start = phase.first_trainable(stages)
         freeze(self.model, phase.trainable)
         above = Above(self.model, self.start)
-        self.network = DistributedDataParallel(above, broadcast_buffers=False) if world.size > 1 else above
+        self.network = _replicated(above) if world.size > 1 else above
         self.optimizer = make_optimizer(self.model, phase.trainable, self.config)
         self.batch_norm = trains_batch_norm(self.model, phase)
         self.labels = torch.from_numpy(np.array(prepared.task.train.labels[prepared.train]))
@@ -131,7 +139,7 @@ class PhaseRunner:
             rows = self._rows(self._train_rows, self.prepared.train[mine])
             labels = self.labels[mine].to(device)
             targets = self.kind.targets(labels, len(self.prepared.task.classes))
-            if augment:
+            if augment and len(mine):
                 rows, targets = augment(rows.float(), targets, generator)
             with self._autocast():
                 logits = self.network(self._network_input(rows))

@@ -1,0 +1,101 @@
+"""What the main job prints."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from tlray.cluster.resources import Resources
+from tlray.cluster.session import Session
+from tlray.errors import ConfigError
+from tlray.job import check_rule, print_banner, print_dashboard, print_next, print_table, say
+from tlray.runs.folder import Run
+
+
+@pytest.fixture
+def console():
+    return Console(file=io.StringIO(), width=140)
+
+
+def printed(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def entry(**changes):
+    figure = {"value": 0.75, "low": 0.5, "high": 0.875}
+    winner = {"trial": 3, "epoch": 2, "config": {"unfreeze": "gradual", "lr": 1e-3}, "monitor": 0.9}
+    return {
+        "task": "breastmnist", "backbone": "resnet50", "winner": winner, "monitor": "auroc", "trials": {"finished": 4, "stopped": 8},
+        "test": {"accuracy": figure, "auroc": {"value": 0.8125, "low": 0.75, "high": 0.9375}}, "seeds": None, **changes,
+    }  # fmt: skip
+
+
+def test_a_line_is_printed_as_it_is(console):
+    line = "[red]brackets[/red] " + "x" * 300
+    say(console, line)
+    assert printed(console) == line + "\n"
+
+
+def test_the_banner_cannot_be_overlooked_and_is_absent_when_there_is_nothing_to_say(console):
+    print_banner(console, [])
+    assert printed(console) == ""
+    print_banner(console, ["PHANTOM DATA [28 px]"])
+    assert "ATTENTION" in printed(console)
+    assert "PHANTOM DATA [28 px]" in printed(console)
+
+
+def test_the_table_has_a_row_per_cell_with_intervals_and_the_winner(console):
+    print_table(console, {"run": "mine", "cells": [entry(), entry(backbone="mobilenet_v2")]})
+    text = printed(console)
+    assert text.count("0.750 [0.500, 0.875]") == 2
+    assert text.count("0.812 [0.750, 0.938]") == 2
+    assert "mobilenet_v2" in text
+    assert "4 finished, 8 stopped" in text
+    assert "trial 3, epoch 2" in text
+
+
+def test_the_table_shows_the_mean_over_seeds_with_its_interval(console):
+    mean = {"values": [0.7, 0.8, 0.9], "mean": 0.8, "low": 0.6, "high": 1.0, "interval": "95 % t-interval over 3 seeds"}
+    print_table(console, {"run": "mine", "cells": [entry(seeds={"accuracy": mean, "auroc": mean})]})
+    text = printed(console)
+    assert "3 seeds" in text
+    assert text.count("0.800 [0.600, 1.000]") == 2
+    assert "t-interval" in text
+
+
+@pytest.mark.parametrize("value", [None, float("nan")])
+def test_a_figure_that_is_undefined_is_called_so(console, value):
+    undefined = {"value": value, "low": value, "high": value}
+    print_table(console, {"run": "mine", "cells": [entry(test={"accuracy": undefined, "auroc": undefined})]})
+    assert printed(console).count("undefined") == 2
+
+
+def test_the_dashboard_line_says_how_to_log_in(console, tmp_path):
+    print_dashboard(console, Session("127.0.0.1:8265", tmp_path / "token", joined=False))
+    assert printed(console).strip() == f"Dashboard: http://127.0.0.1:8265 (log in with the token that `cat {tmp_path}/token` prints)"
+
+
+def test_without_a_dashboard_nothing_is_said_of_it(console):
+    print_dashboard(console, Session("", None, joined=True))
+    assert printed(console) == ""
+
+
+@pytest.mark.parametrize("rule", ["best", "sensitivity", "sensitivity@1.5", "sensitivity@-1", ""])
+def test_a_rule_that_is_none_is_refused(rule):
+    with pytest.raises(ConfigError, match="threshold rule"):
+        check_rule(rule)
+
+
+@pytest.mark.parametrize("rule", ["youden", "sensitivity@0.95", "sensitivity@.9"])
+def test_rules_that_are_known_pass(rule):
+    check_rule(rule)
+
+
+def test_the_next_commands_name_the_best_cell(places, tmp_path):
+    for minimise, best in ((False, "b"), (True, "a")):
+        out = Console(file=io.StringIO(), width=140)
+        monitors = {"a": 0.2, "b": 0.9}
+        cells = [entry(cell=name, minimise=minimise, winner={**entry()["winner"], "monitor": value}) for name, value in monitors.items()]
+        print_next(Run(tmp_path, places, Resources(0, 1, 1, 0.0), out), {"cells": cells})
+        assert f"tlray predict {tmp_path}/{best}/model IMAGE.png" in printed(out)
