@@ -90,10 +90,8 @@ def add_place_arguments(parser: argparse.ArgumentParser) -> None:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """What searches and single trainings share."""
     add_place_arguments(parser)
-    parser.add_argument(
-        "--size", type=int, default=None, metavar="PX", help="pixels on a side that the network sees (28 without a GPU, 224 with)"
-    )
-    parser.add_argument("--epochs", type=positive, default=None, metavar="E", help="epochs per training (6 without a GPU, 20 with)")
+    parser.add_argument("--size", type=int, default=None, metavar="PX", help="pixels on a side that the network sees (28; 224 with a GPU)")
+    parser.add_argument("--epochs", type=positive, default=None, metavar="E", help="epochs per training (4; 6 on 8 cores, 20 with a GPU)")
     parser.add_argument("--monitor", default="auroc", metavar="M", help="validation metric that decides; several joined by + are averaged")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE", help="fix a field of the Config")
     parser.add_argument(
@@ -132,7 +130,7 @@ def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
         help="none, imagenet, a file, or a data set to pretrain on (imagenet, if it can be had)",
     )
     parser.add_argument(
-        "--trials", type=positive, default=None, metavar="N", help="trials per task and backbone (12 without a GPU, 30 with)"
+        "--trials", type=positive, default=None, metavar="N", help="trials per task and backbone (8; 12 on 8 cores, 30 with a GPU)"
     )
     parser.add_argument("--time-budget", type=positive_seconds, default=None, metavar="S", help="seconds for all trials")
     parser.add_argument(

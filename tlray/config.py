@@ -51,7 +51,7 @@ class Config:
     optimizer: str = _knob("adamw", "Optimizer.", registry=OPTIMIZERS)
     lr: float = _knob(1e-3, "Peak learning rate of the head, per step.", above=0.0, high=100.0)
     weight_decay: float = _knob(1e-4, "Weight decay of weight matrices (biases and norms have none).", low=0.0, high=10.0)
-    scheduler: str = _knob("constant", "Course of the learning rate over each phase's steps.", registry=SCHEDULERS)
+    scheduler: str = _knob("cosine", "Course of the learning rate over each phase's steps.", registry=SCHEDULERS)
     warmup: float = _knob(0.0, "Share of each phase's steps over which the learning rate rises linearly.", low=0.0, high=0.9)
     label_smoothing: float = _knob(0.0, "Share of the label's weight spread over all classes.", low=0.0, high=0.9)
     class_weights: str = _knob("none", "none, or balanced: weight inverse to the frequency in the drawn labels.",
@@ -123,7 +123,7 @@ class Config:
         if self.weights == "none" and self.unfreeze != "full":
             problems.append(
                 f"unfreeze={self.unfreeze!r} starts from frozen stages, but weights='none' gives untrained ones, whose features are "
-                "constant (AUROC .5): use unfreeze='full' or name weights"
+                "random, in some backbones constant (AUROC .5): use unfreeze='full' or name weights"
             )
         if self.unfreeze in ("head_then_full", "gradual") and self.epochs < 2:
             problems.append(f"unfreeze={self.unfreeze!r} has several phases and needs epochs of at least 2")

@@ -21,7 +21,7 @@ from tlray.cluster.session import Session, started
 from tlray.config import Config, parse_settings
 from tlray.errors import RunError
 from tlray.runs.folder import Run, check_folder, finished, opened
-from tlray.runs.planning import DEFAULT_BACKBONES, Cell, choose_tasks, estimate, plan_cells
+from tlray.runs.planning import DEFAULT_BACKBONES, Cell, Scale, choose_tasks, default_scale, estimate, plan_cells
 from tlray.runs.search import search
 from tlray.training.pretrain import missing_pretraining
 
@@ -29,12 +29,9 @@ from tlray.training.pretrain import missing_pretraining
 def tune_backbones(arguments: argparse.Namespace, places: Places) -> None:
     """Search every (task, backbone) that was asked for. Raises the UserError of whatever is wrong, before Ray starts where it can."""
     fixed = parse_settings(arguments.settings)
-    gpu = machine()["GPU"] > 0
-    trials = arguments.trials or (30 if gpu else 12)
-    base = _base(arguments, gpu)
-    resources, folder = _resources(arguments), _folder(arguments)
+    scale, resources, folder = default_scale(machine()), _resources(arguments), _folder(arguments)
     check_rule(arguments.threshold_rule)
-    base = replace(base, threads=resources.cpus)
+    trials, base = arguments.trials or scale.trials, replace(_base(arguments, scale), threads=resources.cpus)
     tasks, banner = choose_tasks(arguments.tasks, base.size, places)
     cells, lines = plan_cells(tasks, arguments.backbones or DEFAULT_BACKBONES, arguments.weights, base, fixed, places)
     _search(arguments, folder, places, resources, cells, [*banner, *lines], trials, arguments.seeds, arguments.time_budget)
@@ -45,15 +42,15 @@ def train_one(arguments: argparse.Namespace, places: Places) -> None:
     fixed = parse_settings(arguments.settings)
     resources, folder = _resources(arguments), _folder(arguments)
     check_rule(arguments.threshold_rule)
-    base = replace(_base(arguments, machine()["GPU"] > 0), threads=resources.cpus, backbone=arguments.backbone)
+    base = replace(_base(arguments, default_scale(machine())), threads=resources.cpus, backbone=arguments.backbone)
     cells, banner = plan_cells([arguments.task], [arguments.backbone], arguments.weights, base, fixed, places, space={}, first=[{}])
     _search(arguments, folder, places, resources, cells, banner, 1, 1, None)
 
 
-def _base(arguments: argparse.Namespace, gpu: bool) -> Config:
+def _base(arguments: argparse.Namespace, scale: Scale) -> Config:
     return Config(
-        size=arguments.size if arguments.size is not None else (224 if gpu else 28),
-        epochs=arguments.epochs or (20 if gpu else 6),
+        size=arguments.size if arguments.size is not None else scale.size,
+        epochs=arguments.epochs or scale.epochs,
         monitor=arguments.monitor,
         seed=arguments.seed,
     )

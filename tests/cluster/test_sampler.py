@@ -16,10 +16,10 @@ from tlray.cluster.sampler import Sampler, check_space, told_value
 from tlray.config import Config
 from tlray.errors import ConfigError
 from tlray.results import FAILED, FINISHED, NONFINITE, STOPPED, Trial
-from tlray.runs.planning import FIRST, SPACE
+from tlray.runs.planning import FIRST, LAPTOP, SPACE
 
 BASE = Config(task="digits", backbone="small_cnn", weights="imagenet", epochs=6)
-DEFAULT_TRIALS = 12
+DEFAULT_TRIALS = LAPTOP.trials
 
 
 def sampler(space: dict[str, BaseDistribution] = SPACE, first: tuple = FIRST, trials: int = DEFAULT_TRIALS, seed: int = 0) -> Sampler:

@@ -128,9 +128,7 @@ def in_background(target: Any, *arguments: Any) -> threading.Thread:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_running_trial_shows_by_its_name_and_its_gauges(
-    workers: int, toy_npz, tmp_path: Path, places: Places, ray_session: Session
-):
+def test_a_running_trial_shows_by_its_name_and_its_gauges(workers: int, toy_npz, tmp_path: Path, places: Places, ray_session: Session):
     """In process: under Actors as <run>-<task>-<backbone>. TorchTrainer: in the Train view as that and the trial's number."""
     import ray
     from ray.util.state import list_actors

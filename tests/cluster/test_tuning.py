@@ -128,9 +128,7 @@ def test_a_trial_killed_after_its_last_epoch_is_not_behind_in_a_replay(asha):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_hopeless_trials_end_at_their_first_rung_and_nothing_hangs(
-    workers: int, tmp_path: Path, places: Places, ray_session: Session
-):
+def test_hopeless_trials_end_at_their_first_rung_and_nothing_hangs(workers: int, tmp_path: Path, places: Places, ray_session: Session):
     base = Config(task="digits", backbone="small_cnn", lr=1e-3, epochs=4, samples=320, batch_size=32, threads=1)
     configs = [base] * 3 + [replace(base, lr=1e-7)] * 3
     book = Book(toy_job(tmp_path / f"hopeless-{workers}", places, workers), minimise=False)
@@ -240,9 +238,7 @@ def cut_off(job, number: int, config: Config, places: Places) -> None:
     save_checkpoint(trial_folder(job.cell, number) / "checkpoints", epoch.state())
 
 
-def test_a_running_trial_that_fell_behind_is_ended_before_anything_runs(
-    toy_npz, tmp_path: Path, places: Places, ray_session: Session
-):
+def test_a_running_trial_that_fell_behind_is_ended_before_anything_runs(toy_npz, tmp_path: Path, places: Places, ray_session: Session):
     base = toy_config(toy_npz(tmp_path / "toy.npz"), epochs=2, monitor="loss")
     sampler = Sampler(base, {}, (), 2, 0)
     job = toy_job(tmp_path / "cell", places)

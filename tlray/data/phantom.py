@@ -159,9 +159,7 @@ def _emphysema(scene: Scene, u: np.ndarray) -> np.ndarray:
 
 def _fibrosis(scene: Scene, u: np.ndarray) -> np.ndarray:
     x, y = _spot(scene, u)
-    stripes = (
-        _wave(x / 0.24 + u[:, 5, None, None]) * _bump((x * x + y * y) / _between(u[:, 4], 0.2, 0.45)) * (0.1 + 0.9 * scene.lung)
-    )
+    stripes = _wave(x / 0.24 + u[:, 5, None, None]) * _bump((x * x + y * y) / _between(u[:, 4], 0.2, 0.45)) * (0.1 + 0.9 * scene.lung)
     return _between(u[:, 7], 0.24, 0.36) * stripes
 
 
@@ -229,9 +227,7 @@ def _shadows(scene: Scene, u: np.ndarray) -> np.ndarray:
     total = np.zeros_like(scene.x)
     for k in range(u.shape[1]):
         x, y = scene.x - _between(u[:, k, 0], -0.7, 0.7), scene.y - _between(u[:, k, 1], -0.7, 0.7)
-        total += _between(u[:, k, 2], -0.17, 0.17) * _bump(
-            x * x / _between(u[:, k, 3], 0.1, 0.4) + y * y / _between(u[:, k, 4], 0.1, 0.4)
-        )
+        total += _between(u[:, k, 2], -0.17, 0.17) * _bump(x * x / _between(u[:, k, 3], 0.1, 0.4) + y * y / _between(u[:, k, 4], 0.1, 0.4))
     return total
 
 
@@ -308,9 +304,7 @@ def _chest() -> dict[str, RawSplit]:
 
 
 def _chest_binary() -> dict[str, RawSplit]:
-    return {
-        name: RawSplit(each.images, np.asarray(each.labels.any(axis=1), np.int64), each.groups) for name, each in _chest().items()
-    }
+    return {name: RawSplit(each.images, np.asarray(each.labels.any(axis=1), np.int64), each.groups) for name, each in _chest().items()}
 
 
 def _pneumonia_splits() -> dict[str, RawSplit]:

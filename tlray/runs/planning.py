@@ -20,6 +20,26 @@ DEFAULT_TASKS = ("pneumoniamnist", "breastmnist")
 DEFAULT_BACKBONES = ("resnet50", "mobilenet_v2")
 PHANTOM, PHANTOM_SOURCE = "phantom_pneumonia", "phantom_chest"
 
+
+@dataclass(frozen=True)
+class Scale:
+    """How much a search does unless it is told: trials per cell, epochs per training, pixels on a side."""
+
+    trials: int
+    epochs: int
+    size: int
+
+
+LAPTOP, SERVER, GPU = Scale(8, 4, 28), Scale(12, 6, 28), Scale(30, 20, 224)
+
+
+def default_scale(has: dict[str, float]) -> Scale:
+    """By what the machine has: with a GPU, with eight cores or more, or with fewer."""
+    if has["GPU"]:
+        return GPU
+    return SERVER if has["CPU"] >= 8 else LAPTOP
+
+
 SPACE: dict[str, BaseDistribution] = {
     "lr": FloatDistribution(1e-5, 1e-2, log=True),
     "weight_decay": FloatDistribution(1e-6, 1e-2, log=True),
@@ -33,8 +53,8 @@ SPACE: dict[str, BaseDistribution] = {
 """What the main job searches. Scientific: unfreeze, augment; nuisance: the rest."""
 
 FIRST: tuple[dict[str, Any], ...] = (
-    {"unfreeze": "full", "lr": 1e-3},
-    {"unfreeze": "full", "lr": 5e-4, "dropout": 0.5},
+    {"unfreeze": "full", "lr": 1e-3, "augment": "shift"},
+    {"unfreeze": "full", "lr": 5e-4, "dropout": 0.5, "augment": "shift"},
     {"unfreeze": "head", "lr": 1e-3, "dropout": 0.5},
 )
 """Recipes that go first and run to their end, so that the winner is never worse than they are on validation."""
