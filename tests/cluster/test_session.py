@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_toys import Scripted, toy_config, toy_job, wait_until
+from cluster_toys import Scripted, hurry_marker, toy_config, toy_job, wait_until
 
 from tlray.cache import Places
 from tlray.cluster.session import SETTINGS, Session, own_token, started, token_file
@@ -120,6 +120,20 @@ def test_processes_find_their_own_ray_where_several_run_on_a_machine(ray_session
         other.wait(timeout=30)
 
 
+@pytest.mark.slow
+def test_a_cluster_that_cannot_be_joined_is_one_sentence(ray_session: Session):
+    """Here for want of the token, which a client sends only when told to; on an idle machine Ray tries for half a minute."""
+    import ray
+
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    code = "from tlray.cli import run; from tlray.cluster.session import started; run(lambda: started().__enter__())"
+    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    (line,) = [line for line in answer.stderr.splitlines() if line.startswith("tlray: ")]
+    assert environment["RAY_ADDRESS"] in line
+    assert "RAY_AUTH_MODE=token" in line
+    assert "Traceback" not in answer.stderr
+
+
 def in_background(target: Any, *arguments: Any) -> threading.Thread:
     thread = threading.Thread(target=target, args=arguments, daemon=True)
     thread.start()
@@ -133,7 +147,7 @@ def test_a_running_trial_shows_by_its_name_and_its_gauges(workers: int, toy_npz,
     import ray
     from ray.util.state import list_actors
 
-    config = toy_config(toy_npz(tmp_path / "toy.npz"), augment="toy_slow", epochs=24)
+    config = toy_config(toy_npz(tmp_path / "toy.npz"), augment="toy_slow", epochs=60)
     job = toy_job(tmp_path / "toy-small_cnn", places, workers, run=f"watched{workers}")
     assert job.label == f"watched{workers}-toy-small_cnn"
     token = token_file().read_text().strip()
@@ -151,7 +165,11 @@ def test_a_running_trial_shows_by_its_name_and_its_gauges(workers: int, toy_npz,
         wanted = ("epoch", "monitor", "train_loss", "trials_running", "best")
         return all(any(line.startswith(f"ray_tlray_{name}{{") for line in lines) for name in wanted)
 
-    wait_until(shown, 60)
-    wait_until(gauges, 60)
-    search_.join(timeout=90)
+    try:
+        wait_until(shown)
+        wait_until(gauges)
+    finally:
+        hurry_marker().touch()
+        search_.join(timeout=90)
+        hurry_marker().unlink()
     assert not search_.is_alive()

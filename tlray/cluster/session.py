@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tlray.errors import RunError
+
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # every ray.train.report waits for the controller's poll, 2 s by default
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # else the dashboard's Train view is empty
@@ -88,6 +90,8 @@ def started(cpus: int | None = None) -> Iterator[Session]:
 
     Args:
         cpus: CPUs that a Ray started here hands out; None: as many as the process may use.
+
+    Raises RunError when the cluster cannot be joined.
     """
     apply_settings()
     import ray
@@ -100,7 +104,13 @@ def started(cpus: int | None = None) -> Iterator[Session]:
         return
     joined = bool(os.environ.get("RAY_ADDRESS"))
     if joined:
-        ray.init(runtime_env={"env_vars": SETTINGS}, logging_level=logging.ERROR, log_to_driver=False)
+        try:
+            ray.init(runtime_env={"env_vars": SETTINGS}, logging_level=logging.ERROR, log_to_driver=False)
+        except ConnectionError as error:
+            raise RunError(
+                f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} cannot be joined ({error}): check that it runs, or unset RAY_ADDRESS to use this "
+                f"machine; a cluster behind a token wants RAY_AUTH_MODE=token and its token in {token_file()}"
+            ) from error
     else:
         from tlray.training.setup import available_threads
 
