@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tlray.cache import Places
-from tlray.config import PATH_SCHEMES, Config, parse_settings
+from tlray.config import FIELDS, PATH_SCHEMES, Config, parse_settings
 from tlray.errors import ConfigError, Interrupted, UserError
 from tlray.registry import TASKS
 
@@ -26,10 +26,16 @@ class Parser(argparse.ArgumentParser):
     """argparse with the one-sentence errors of the rest, and without prefixes of flags (a typo must not become another flag)."""
 
     def __init__(self, **options: Any):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+
+def field_help() -> str:
+    """The fields of a Config that `--set` takes, each with its line."""
+    lines = [f"  {name:16} {each.metadata['help']} ({each.default})" for name, each in FIELDS.items() if name not in FLAGS]
+    return "\n".join(["fields for --set FIELD=VALUE:", *lines])
 
 
 def positive(text: str) -> int:
@@ -92,7 +98,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_place_arguments(parser)
     parser.add_argument("--size", type=int, default=None, metavar="PX", help="pixels on a side that the network sees (28; 224 with a GPU)")
     parser.add_argument("--epochs", type=positive, default=None, metavar="E", help="epochs per training (4; 6 on 8 cores, 20 with a GPU)")
-    parser.add_argument("--monitor", default="auroc", metavar="M", help="validation metric that decides; several joined by + are averaged")
+    parser.add_argument(
+        "--monitor", default="auroc", metavar="M", help="validation metric that decides; several joined by + are averaged (auroc)"
+    )
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE", help="fix a field of the Config")
     parser.add_argument(
         "--workers-per-trial", type=int, default=0, metavar="N", help="0: train inside the trial's process; N: a TorchTrainer"
@@ -102,11 +110,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus-per-trial", type=float, default=None, metavar="G", help="GPUs of each process that trains; .25: four share one"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the draw, the weights and the searcher")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the draw, the weights and the searcher (0)")
     parser.add_argument(
         "--threshold-rule", default="youden", metavar="RULE", help="operating threshold: youden, or sensitivity@SPECIFICITY"
     )
-    parser.add_argument("--storage", default="runs", metavar="PATH", help="folder in which the run's directory is made")
+    parser.add_argument("--storage", default="runs", metavar="PATH", help="folder in which the run's directory is made (runs)")
     parser.add_argument("--name", default=None, metavar="RUN", help="name of the run (date and time)")
     parser.add_argument("--resume", action="store_true", help="take up an interrupted run of that name")
 
@@ -169,7 +177,7 @@ def tune(argv: Sequence[str] | None = None, prog: str = "tune_backbones.py", des
     """The main job, as experiments/tune_backbones.py and `tlray tune` run it; an exit status."""
 
     def command() -> int:
-        parser = Parser(prog=prog, description=description)
+        parser = Parser(prog=prog, description=description, epilog=field_help())
         add_tune_arguments(parser)
         arguments = parser.parse_args(argv)
         check_values(arguments, arguments.tasks or [Config.task], arguments.backbones or [Config.backbone], FLAGS)
@@ -273,7 +281,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of `tlray`."""
     parser = Parser(prog="tlray", description="Transfer-learned image classifiers for small data sets, on Ray.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
-    train = commands.add_parser("train", help="train one configuration and deliver its model")
+    train = commands.add_parser("train", help="train one configuration and deliver its model", epilog=field_help())
     train.add_argument("--task", required=True, type=absolute_task, help="data set: a name, npz:FILE or folder:DIR")
     train.add_argument("--backbone", default="resnet18", help="network")
     train.add_argument("--weights", default="none", type=absolute_weights, help="none, imagenet, a file, or a data set to pretrain on")

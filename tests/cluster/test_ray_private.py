@@ -30,16 +30,17 @@ def test_a_declared_maximum_counts_beside_what_is_there(ray_session: Session):
 
     `ray.cluster_utils.AutoscalingCluster` is no use here: its template is not in the wheel, and it stops every Ray of the machine.
     """
-    from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, GCS_AUTOSCALER_STATE_NAMESPACE
-    from ray.core.generated.autoscaler_pb2 import ClusterConfig
+    from ray import _raylet
+    from ray.core.generated import autoscaler_pb2
     from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 
-    config = ClusterConfig()
+    config = autoscaler_pb2.ClusterConfig()  # type: ignore[attr-defined]
     config.node_group_configs.add(name="gpu", max_count=3, resources={"CPU": 4, "GPU": 1})
-    _internal_kv_put(GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, config.SerializeToString(), namespace=GCS_AUTOSCALER_STATE_NAMESPACE)
+    key, namespace = _raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, _raylet.GCS_AUTOSCALER_STATE_NAMESPACE  # type: ignore[attr-defined]
+    _internal_kv_put(key, config.SerializeToString(), namespace=namespace)
     try:
         assert declared_maximum() == {"CPU": 12, "GPU": 3}
         assert cluster() == {"CPU": 12.0, "GPU": 3.0}
     finally:
-        _internal_kv_del(GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, namespace=GCS_AUTOSCALER_STATE_NAMESPACE)
+        _internal_kv_del(key, namespace=namespace)
     assert not declared_maximum()

@@ -158,18 +158,18 @@ def test_a_running_trial_shows_by_its_name_and_its_gauges(workers: int, toy_npz,
             status, body = get(f"http://{ray_session.dashboard}/api/train/v2/runs/v1", token)  # 500 before the first run
             return status == 200 and f"{job.label}-0000" in [each["name"] for each in json.loads(body)["train_runs"]]
         actors = list_actors(ray.get_runtime_context().gcs_address, filters=[("state", "=", "ALIVE")], detail=True)
-        return any(job.label in (actor.repr_name or "") or job.label in (actor.class_name or "") for actor in actors)
+        return any(job.label in f"{actor.repr_name} {actor.class_name}" for actor in actors)  # type: ignore[attr-defined]
 
-    def gauges() -> bool:
+    def gauges(*names: str) -> bool:
         lines = [line for line in metrics_page().splitlines() if f'run="watched{workers}"' in line]
-        wanted = ("epoch", "monitor", "train_loss", "trials_running", "best")
-        return all(any(line.startswith(f"ray_tlray_{name}{{") for line in lines) for name in wanted)
+        return all(any(line.startswith(f"ray_tlray_{name}{{") for line in lines) for name in names)
 
     try:
         wait_until(shown)
-        wait_until(gauges)
+        wait_until(lambda: gauges("epoch", "monitor", "train_loss", "trials_running"))
     finally:
         hurry_marker().touch()
         search_.join(timeout=90)
         hurry_marker().unlink()
     assert not search_.is_alive()
+    wait_until(lambda: gauges("trials_done", "best"))

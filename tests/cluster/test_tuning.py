@@ -41,7 +41,7 @@ def asha(tmp_path: Path, places: Places):
     return make
 
 
-def rungs(scheduler: FairASHA) -> list[tuple[int, dict[str, float]]]:
+def rungs(scheduler: FairASHA) -> list[tuple[float, dict[str, float]]]:
     return [(milestone, dict(recorded)) for milestone, recorded in scheduler._brackets[0]._rungs]
 
 

@@ -162,4 +162,4 @@ def hardware() -> dict[str, Any]:
     import torch
 
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {"cpus": available_threads(), "machine": platform.machine(), "system": platform.system(), "gpus": names}
+    return {"cpus": available_threads(), "machine": platform.machine(), "system": platform.system(), "gpus": ", ".join(names) or "none"}
