@@ -1,8 +1,10 @@
 """The arithmetic before a run: what is left open is filled in, what does not fit is refused with its numbers."""
 
+from pathlib import Path
+
 import pytest
 
-from tlray.cluster.resources import Resources, divide, machine
+from tlray.cluster.resources import Resources, declared_by_file, divide, machine
 from tlray.errors import RunError
 
 LAPTOP, SERVER = {"CPU": 2.0, "GPU": 0.0}, {"CPU": 32.0, "GPU": 4.0}
@@ -81,3 +83,17 @@ def test_a_default_division_of_this_machine_fits_it():
 def test_the_plan_says_how_trials_run():
     assert Resources(0, 2, 1, 0.0).describe() == "2 at a time, each inside the trial's process with 1 CPU"
     assert Resources(2, 1, 4, 1.0).describe() == "1 at a time, each in a TorchTrainer of 2 workers with 4 CPUs and 1 GPU per process"
+
+
+def test_a_cluster_file_declares_what_it_may_grow_to(tmp_path: Path):
+    """Our own cluster.yaml: four GPU nodes at most, the head without CPUs. No file declares nothing."""
+    root = Path(__file__).resolve().parents[2]
+    assert declared_by_file(root / "cluster.yaml") == {"CPU": 32.0, "GPU": 4.0}
+    assert declared_by_file(tmp_path / "none.yaml") == {}
+    mixed = tmp_path / "mixed.yaml"
+    mixed.write_text(
+        "max_workers: 3\nhead_node_type: head\navailable_node_types:\n"
+        "  head: {resources: {CPU: 2}}\n  one: {max_workers: 4, resources: {CPU: 8, GPU: 1}}\n"
+        "  four: {max_workers: 1, resources: {CPU: 48, GPU: 4}}\n"
+    )
+    assert declared_by_file(mixed) == {"CPU": 2 + 48 + 8 + 8, "GPU": 4 + 1 + 1}

@@ -2,6 +2,9 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
 
 from tlray.errors import RunError
 from tlray.training.setup import available_threads
@@ -41,14 +44,35 @@ def machine() -> dict[str, float]:
     return {"CPU": float(available_threads()), "GPU": float(torch.cuda.device_count())}
 
 
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
+"""The cluster file as `ray up` leaves it on the head."""
+
+
 def cluster() -> dict[str, float]:
-    """What the joined cluster has, or may grow to where it declares a maximum."""
+    """What the joined cluster has, or may grow to where it declares a maximum (to Ray, or in the head's cluster file)."""
     import ray
 
     from tlray.cluster.ray_private import declared_maximum
 
-    live, declared = ray.cluster_resources(), declared_maximum() or {}
+    live, declared = ray.cluster_resources(), declared_maximum() or declared_by_file(BOOTSTRAP.expanduser())
     return {name: max(live.get(name, 0.0), float(declared.get(name, 0.0))) for name in ("CPU", "GPU")}
+
+
+def declared_by_file(path: Path) -> dict[str, float]:
+    """CPUs and GPUs of the most nodes that a cluster file allows, the head's among them; nothing where there is no file.
+
+    Types with the most of a resource are counted first, up to the file's `max_workers` nodes.
+    """
+    if not path.is_file():
+        return {}
+    file = yaml.safe_load(path.read_text(encoding="utf-8"))
+    types, head = file.get("available_node_types", {}), file.get("head_node_type")
+    most = {}
+    for name in ("CPU", "GPU"):
+        have = {key: float(each.get("resources", {}).get(name, 0)) for key, each in types.items()}
+        nodes = [have[key] for key, each in types.items() if key != head for _ in range(each.get("max_workers", 0))]
+        most[name] = have.get(head, 0.0) + sum(sorted(nodes, reverse=True)[: file.get("max_workers", 0)])
+    return most
 
 
 def divide(has: dict[str, float], workers: int, concurrent: int | None, cpus: int | None, gpus: float | None) -> Resources:
