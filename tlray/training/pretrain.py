@@ -16,7 +16,7 @@ from tlray.training.fit import Epoch, fit, load
 from tlray.training.setup import Prepared, prepare
 from tlray.training.world import World
 
-CLASSIFIER: dict[str, Any] = {"epochs": 8, "lr": 1e-3, "scheduler": "one_cycle", "weight_decay": 1e-4, "batch_size": 64, "seed": 0}
+CLASSIFIER: dict[str, Any] = {"epochs": 6, "lr": 1e-3, "scheduler": "one_cycle", "weight_decay": 1e-4, "batch_size": 64, "seed": 0}
 """What a classifier's pretraining is unless `?field=value` says otherwise; backbone and size come from the target."""
 
 
