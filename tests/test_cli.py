@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from cluster_toys import wait_until
 
 from tlray.cli import build_parser, main, run, tune
 from tlray.errors import Interrupted, UserError
@@ -180,3 +181,19 @@ def test_ctrl_c_in_mid_search_leaves_a_partial_table_and_resume_finishes(ray_ses
     assert len((folder / "test_ledger.jsonl").read_text().splitlines()) == 1
     kept = [path.name for path in cell.glob("trials/*") if found(path / "checkpoints")]
     assert kept == [f"{summary['cells'][0]['winner']['trial']:04d}"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_pretraining_says_so_and_keeps_its_checkpoints(toy_npz, tmp_path, session_cache):
+    """Ray Train would end the process silently with status 1."""
+    argv = ["--tasks", f"npz:{toy_npz(tmp_path / 'toy.npz')}", "--backbones", "small_cnn", "--weights", "digits?epochs=5000", "--offline",
+            "--trials", "2", "--storage", str(tmp_path / "runs"), "--name", "cut"]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *argv], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_until(lambda: any(found(folder) for folder in (session_cache / "pretrained").glob("digits-*/checkpoints")), 120)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
+    assert error.splitlines()[-1] == "tlray: interrupted"
+    assert "Traceback" not in error

@@ -1,7 +1,9 @@
 """TorchTrainer round `fit`: gloo on CPUs, NCCL on GPUs, resuming from the newest whole checkpoint after a worker is lost."""
 
 import shutil
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,24 @@ def torch_trainer(
     )
 
 
+def _fit(trainer: TorchTrainer) -> None:
+    """`trainer.fit()` in a thread of its own, so that Ctrl-C stays ours.
+
+    In the main thread Ray puts a handler in the place of Python's and leaves it there: Ctrl-C then ends the process silently.
+    """
+    outcome: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            trainer.fit()
+            outcome.set_result(None)
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    outcome.result()
+
+
 def train_distributed(job: Job, config: Config, number: int = 0) -> Trial:
     """Train one Config in a TorchTrainer, taking up what an earlier call left; the trial as it ended.
 
@@ -62,7 +82,7 @@ def train_distributed(job: Job, config: Config, number: int = 0) -> Trial:
     if known is None or known.config != config.to_dict():
         write_trial(job.cell, Trial(number, config.to_dict()))
     if known is None or known.status == RUNNING:
-        torch_trainer(worker, {"job": job, "number": number}, job.label, job.cell / "ray", job.resources).fit()
+        _fit(torch_trainer(worker, {"job": job, "number": number}, job.label, job.cell / "ray", job.resources))
     trial = read_trial(job.cell, number)
     if trial.status in (FAILED, NONFINITE):
         raise RunError(f"the training in {job.cell} ended as {trial.status}: {trial.reason}")
@@ -94,7 +114,7 @@ def pretrain_all(configs: Sequence[Config], places: Places, resources: Resources
         "deal_out": len(configs) >= 2 * resources.processes > 2,
     }
     name = f"{run}-pretraining"
-    torch_trainer(_pretrain_worker, settings, name, storage, resources).fit()
+    _fit(torch_trainer(_pretrain_worker, settings, name, storage, resources))
     for config in configs:
         if not encoder_file(config, places).is_file():
             raise RunError(f"pretraining {config.backbone} on {config.task} did not come to an end: see Ray's log of {name}")
