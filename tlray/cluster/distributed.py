@@ -94,24 +94,24 @@ def _pretrain_worker(settings: dict[str, Any]) -> None:
 
     context = ray_train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
-    places, short = settings["places"], settings["deal_out"]
+    places, dealt = settings["places"], settings["deal_out"]
     alone = World(0, 1, World.current().device)
     for index, fields in enumerate(settings["configs"]):
         config = Config(**fields)
-        if short and index % size != rank:
+        if dealt and index % size != rank:
             continue
-        pretrain(config, places, alone if short else None)
+        pretrain(config, places, alone if dealt else None)
 
 
 def pretrain_all(configs: Sequence[Config], places: Places, resources: Resources, run: str, storage: Path) -> None:
-    """Make the weights of these pretrainings in one TorchTrainer: each by all workers in turn, or dealt out when there are several.
+    """Make the weights of these pretrainings in one TorchTrainer: dealt out where there is one for each worker, else each by all workers.
 
     Raises RunError when one of them did not come to an end.
     """
     settings = {
         "places": places,
         "configs": [config.to_dict() for config in configs],
-        "deal_out": len(configs) >= 2 * resources.processes > 2,
+        "deal_out": len(configs) >= resources.processes > 1,
     }
     name = f"{run}-pretraining"
     _fit(torch_trainer(_pretrain_worker, settings, name, storage, resources))

@@ -120,8 +120,9 @@ def prepare_weights(configs: Sequence[Config], run: Run) -> None:
     from tlray.cluster.distributed import pretrain_all  # imports Ray
 
     has = cluster()
-    workers = max(1, run.resources.workers, int(has["GPU"]))
-    resources = Resources(workers, 1, max(1, int(has["CPU"]) // workers), 1.0 if has["GPU"] else 0.0)
+    cpus, gpus = int(has["CPU"]), int(has["GPU"])
+    workers = max(1, run.resources.workers, gpus or min(len(needed), cpus))
+    resources = Resources(workers, 1, max(1, cpus // workers), 1.0 if gpus else 0.0)
     sources = [replace(each, threads=resources.cpus) for each in needed.values()]
     names = ", ".join(f"{each.backbone} on {each.task}" for each in sources)
     run.console.print(f"Pretraining {names} ({resources.processes} worker{'s' * (workers > 1)}) ...", markup=False, highlight=False)
