@@ -5,9 +5,8 @@ Trials run in other processes; a pickled `ToyJob` makes them import this module,
 
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -116,15 +115,6 @@ def toy_config(file: Path, **changes: Any) -> Config:
 def without_clock(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A history without what the wall clock gave it."""
     return [{key: value for key, value in row.items() if key not in ("seconds", "time")} for row in history]
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """What `condition` gives as soon as it is true; fails after a deadline."""
-    deadline, pause = time.monotonic() + seconds, threading.Event()  # nobody sets it: between two looks the processor is others'
-    while not (answer := condition()):
-        assert time.monotonic() < deadline, f"not so within {seconds:g} s"
-        pause.wait(0.1)
-    return answer
 
 
 def all_cpus_free() -> bool:

@@ -46,7 +46,7 @@ def test_the_banner_cannot_be_overlooked_and_is_absent_when_there_is_nothing_to_
 
 
 def test_the_table_has_a_row_per_cell_with_intervals_and_the_winner(console):
-    print_table(console, {"run": "mine", "cells": [entry(), entry(backbone="mobilenet_v2")]})
+    print_table(console, {"run": "mine", "partial": False, "cells": [entry(), entry(backbone="mobilenet_v2")]})
     text = printed(console)
     assert text.count("0.750 [0.500, 0.875]") == 2
     assert text.count("0.812 [0.750, 0.938]") == 2
@@ -57,7 +57,7 @@ def test_the_table_has_a_row_per_cell_with_intervals_and_the_winner(console):
 
 def test_the_table_shows_the_mean_over_seeds_with_its_interval(console):
     mean = {"values": [0.7, 0.8, 0.9], "mean": 0.8, "low": 0.6, "high": 1.0, "interval": "95 % t-interval over 3 seeds"}
-    print_table(console, {"run": "mine", "cells": [entry(seeds={"accuracy": mean, "auroc": mean})]})
+    print_table(console, {"run": "mine", "partial": False, "cells": [entry(seeds={"accuracy": mean, "auroc": mean})]})
     text = printed(console)
     assert "3 seeds" in text
     assert text.count("0.800 [0.600, 1.000]") == 2
@@ -67,7 +67,7 @@ def test_the_table_shows_the_mean_over_seeds_with_its_interval(console):
 @pytest.mark.parametrize("value", [None, float("nan")])
 def test_a_figure_that_is_undefined_is_called_so(console, value):
     undefined = {"value": value, "low": value, "high": value}
-    print_table(console, {"run": "mine", "cells": [entry(test={"accuracy": undefined, "auroc": undefined})]})
+    print_table(console, {"run": "mine", "partial": False, "cells": [entry(test={"accuracy": undefined, "auroc": undefined})]})
     assert printed(console).count("undefined") == 2
 
 

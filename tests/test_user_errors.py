@@ -1,5 +1,6 @@
 """A user's mistake ends in one sentence that says what, where and what to do; nothing that looks like a finished run is left."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -280,13 +281,17 @@ def test_a_folder_that_is_taken_is_left_as_it_is(tmp_path, toy, capsys):
     assert (taken / "notes.txt").read_text() == "precious"
 
 
+BEGUN = {"kind": "search", "trials": 2, "cells": [{"base": {"epochs": 2, "size": 28}}]}
+"""As much of a run.json as a resume looks at before it compares the rest."""
+
+
 def test_a_run_in_use_is_refused_to_another_process(tmp_path, toy, capsys):
     from filelock import FileLock
 
     used = tmp_path / "runs" / "used"
     used.mkdir(parents=True)
     argv = run_named("used", toy, tmp_path)
-    (used / "run.json").write_text("{}")
+    (used / "run.json").write_text(json.dumps(BEGUN))
     with FileLock(used / ".lock"):
         assert tune([*argv, "--resume"]) == 2
     assert "in use by another process" in capsys.readouterr().err
@@ -296,7 +301,7 @@ def test_a_run_in_use_is_refused_to_another_process(tmp_path, toy, capsys):
 def test_a_resume_of_another_question_is_refused(tmp_path, toy, capsys):
     asked = tmp_path / "runs" / "asked"
     asked.mkdir(parents=True)
-    (asked / "run.json").write_text('{"kind": "search", "trials": 7}')
+    (asked / "run.json").write_text(json.dumps({**BEGUN, "seeds": 7}))
     argv = [
         "--tasks",
         f"npz:{toy}",
@@ -312,7 +317,7 @@ def test_a_resume_of_another_question_is_refused(tmp_path, toy, capsys):
     assert tune([*argv, "--resume"]) == 2
     error = capsys.readouterr().err
     assert "other settings" in error
-    assert "trials" in error
+    assert "seeds was 7 and is 1 now" in error
     assert not (asked / "summary.json").exists()
 
 

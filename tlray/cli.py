@@ -212,6 +212,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(result, indent=2))
         return 0
+    for note in result["notes"]:
+        print(f"NOTE: {note}")
     print(f"{result['task']}, {result['split']} split, {result['images']} images; calibrated probabilities, threshold .5")
     for name, value in result["metrics"].items():
         print(f"  {name:18} {_with_interval(value)}")
@@ -219,8 +221,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         print(f"at the model's operating threshold {_number(result['threshold'])}")
         for name, value in result["at_threshold"].items():
             print(f"  {name:18} {_with_interval(value)}")
-    for note in result["notes"]:
-        print(f"note: {note}")
     return 0
 
 
@@ -251,7 +251,7 @@ def _decision(answer: dict[str, Any]) -> str:
     if "decision" not in answer:
         return ""
     called = answer["decision"] if isinstance(answer["decision"], str) else ", ".join(answer["decision"]) or "none"
-    return f"  (at threshold {_number(answer['threshold'])}: {called})"
+    return f"  (called at the operating threshold {_number(answer['threshold'])}: {called})"
 
 
 def _data(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """The main job behind the command line: settle what to do, say it, do it, and end with a table and the next commands."""
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -19,7 +20,8 @@ from tlray.cluster.resources import Resources, cluster, divide, machine
 from tlray.cluster.sampler import check_space
 from tlray.cluster.session import Session, started
 from tlray.config import Config, parse_settings
-from tlray.errors import RunError
+from tlray.errors import Interrupted, RunError
+from tlray.results import read_summary
 from tlray.runs.folder import Run, check_folder, finished, opened
 from tlray.runs.planning import DEFAULT_BACKBONES, Cell, Scale, choose_tasks, default_scale, estimate, plan_cells
 from tlray.runs.search import search
@@ -29,22 +31,37 @@ from tlray.training.pretrain import missing_pretraining
 def tune_backbones(arguments: argparse.Namespace, places: Places) -> None:
     """Search every (task, backbone) that was asked for. Raises the UserError of whatever is wrong, before Ray starts where it can."""
     fixed = parse_settings(arguments.settings)
-    scale, resources, folder = default_scale(machine()), _resources(arguments), _folder(arguments)
+    folder = _folder(arguments)
+    scale, resources = _scale(arguments, folder), _resources(arguments)
     check_rule(arguments.threshold_rule)
     trials, base = arguments.trials or scale.trials, replace(_base(arguments, scale), threads=resources.cpus)
     tasks, banner = choose_tasks(arguments.tasks, base.size, places)
-    cells, lines = plan_cells(tasks, arguments.backbones or DEFAULT_BACKBONES, arguments.weights, base, fixed, places)
+    backbones = dict.fromkeys(arguments.backbones or DEFAULT_BACKBONES)
+    cells, lines = plan_cells(list(dict.fromkeys(tasks)), list(backbones), arguments.weights, base, fixed, places)
     _search(arguments, folder, places, resources, cells, [*banner, *lines], trials, arguments.seeds, arguments.time_budget)
 
 
 def train_one(arguments: argparse.Namespace, places: Places) -> None:
     """Train one configuration and deliver its model: a search of one trial."""
     fixed = parse_settings(arguments.settings)
-    resources, folder = _resources(arguments), _folder(arguments)
+    folder, arguments.concurrent = _folder(arguments), 1
+    resources = _resources(arguments)
     check_rule(arguments.threshold_rule)
-    base = replace(_base(arguments, default_scale(machine())), threads=resources.cpus, backbone=arguments.backbone)
+    base = replace(_base(arguments, _scale(arguments, folder)), threads=resources.cpus, backbone=arguments.backbone)
     cells, banner = plan_cells([arguments.task], [arguments.backbone], arguments.weights, base, fixed, places, space={}, first=[{}])
     _search(arguments, folder, places, resources, cells, banner, 1, 1, None)
+
+
+def _scale(arguments: argparse.Namespace, folder: Path) -> Scale:
+    """What is done where no flag says how much: by the machine, but after a resume as the run began, wherever it goes on."""
+    if not arguments.resume:
+        return default_scale(machine())
+    try:
+        begun = json.loads((folder / "run.json").read_text())
+        base = begun["cells"][0]["base"]
+        return Scale(begun["trials"], base["epochs"], base["size"])
+    except (OSError, ValueError, LookupError, TypeError):
+        raise RunError(f"{folder / 'run.json'} is damaged: start a run of another --name") from None
 
 
 def _base(arguments: argparse.Namespace, scale: Scale) -> Config:
@@ -101,18 +118,27 @@ def _search(
         print_plan(run, cells, trials, seeds)
         with started() as session:
             print_dashboard(console, session)
-            summary = search(cells, run, trials=trials, seed=arguments.seed, seeds=seeds, seconds=seconds, rule=arguments.threshold_rule)
+            try:
+                summary = search(
+                    cells, run, trials=trials, seed=arguments.seed, seeds=seeds, seconds=seconds, rule=arguments.threshold_rule
+                )
+            except KeyboardInterrupt:  # outside of Tune, which takes Ctrl-C for itself
+                raise Interrupted(f"interrupted; what is done is saved: the same command with --resume goes on in {folder}") from None
+            except Interrupted:
+                print_table(console, read_summary(folder))
+                raise
             print_banner(console, banner)
             print_table(console, summary)
-            print_dashboard(console, session)
+            print_dashboard(console, session, joined_only=True)
     print_next(run, summary)
 
 
 def _asked(cell: Cell) -> dict[str, Any]:
     space = {name: str(domain) for name, domain in cell.space.items()}
+    base = {name: value for name, value in cell.base.to_dict().items() if name != "threads"}  # a run may go on elsewhere
     return {
         "cell": cell.name,
-        "base": cell.base.to_dict(),
+        "base": base,
         "space": space,
         "first": list(cell.first),
         "data": cell.task.fingerprint,
@@ -150,7 +176,8 @@ def print_plan(run: Run, cells: list[Cell], trials: int, seeds: int) -> None:
         say(run.console, f"  {cell.name}: {images}; weights {cell.base.weights}; data {origin}")
         known = f"{len(cell.first)} known configuration{'s' * (len(cell.first) != 1)} first"
         say(run.console, f"    {known}, then searched: {', '.join(cell.space) or 'nothing'}")
-    say(run.console, f"  {trials} trials of up to {base.epochs} epochs each, {base.size} px; the best {base.monitor} on validation wins")
+    often = f"{trials} trial{'s' * (trials > 1)} of up to {base.epochs} epochs each"
+    say(run.console, f"  {often}, {base.size} px; the best {base.monitor} on validation wins")
     say(run.console, f"  trials: {run.resources.describe()}")
     say(run.console, f"  {_estimate(run, cells, trials, seeds)}")
 
@@ -160,47 +187,53 @@ def _estimate(run: Run, cells: list[Cell], trials: int, seeds: int) -> str:
     seconds = None if run.resources.gpus else estimate(cells, trials, cells[0].base.epochs, run.resources.concurrent, threads)
     unmade = len({str(made) for cell in cells if (made := missing_pretraining(cell.base, run.places))})
     besides = [f"{unmade} pretraining{'s' * (unmade > 1)} before them"] if unmade else []
-    besides += [f"{seeds - 1} repeats per cell after them"] if seeds > 1 else []
+    besides += [f"{seeds - 1} repeat{'s' * (seeds > 2)} per cell after them"] if seeds > 1 else []
     time_of_trials = f"about {max(1, round(seconds / 60))} min of trials" if seconds else "none for this backbone or hardware"
     return ", and ".join([f"estimate: {time_of_trials}", *besides])
 
 
-def print_dashboard(console: Console, session: Session) -> None:
-    """Print where to watch, and how to log in."""
-    if session.dashboard:
+def print_dashboard(console: Console, session: Session, joined_only: bool = False) -> None:
+    """Print where to watch, and how to log in; at the end only where the dashboard goes on without us."""
+    if session.dashboard and (session.joined or not joined_only):
         login = f"log in with the token that `cat {session.token}` prints" if session.token else "no login needed"
         say(console, f"Dashboard: http://{session.dashboard} ({login})")
 
 
 def print_table(console: Console, summary: dict[str, Any]) -> None:
     """Print a row per cell: test accuracy and AUROC with intervals, the winner, what the trials came to."""
-    table = Table(title=f"{summary['run']}: test split, 95 % intervals (stratified bootstrap over test images)")
+    table = Table(title=f"{summary['run']}{' (PARTIAL)' if summary['partial'] else ''}: test split, 95 % intervals")
     for name in ("task", "backbone", "accuracy", "AUROC", "winner (by validation)", "trials"):
         table.add_column(name, overflow="fold", no_wrap=name in ("accuracy", "AUROC"))
     for cell in summary["cells"]:
-        best, test, seeds = cell["winner"], cell["test"], cell["seeds"]
-        knobs = f"{best['config']['unfreeze']}, lr {best['config']['lr']:.1e}; {cell['monitor']} {best['monitor']:.4f}"
-        counts = ", ".join(f"{count} {status}" for status, count in cell["trials"].items())
-        winner = f"trial {best['trial']}, epoch {best['epoch']}: {knobs}"
-        table.add_row(cell["task"], cell["backbone"], _figure(test["accuracy"]), _figure(test["auroc"]), winner, counts)
+        best, test, seeds = cell["winner"], cell["test"] or {}, cell["seeds"]
+        counts = ", ".join(f"{count} {status}" for status, count in cell["trials"].items()) or "none"
+        winner = "none yet" if summary["partial"] else "none"
+        if best:
+            knobs = f"{best['config']['unfreeze']}, lr {best['config']['lr']:.1e}; {cell['monitor']} {best['monitor']:.4f}"
+            winner = f"trial {best['trial']}, epoch {best['epoch']}: {knobs}"
+        table.add_row(cell["task"], cell["backbone"], _figure(test.get("accuracy")), _figure(test.get("auroc")), winner, counts)
         if seeds:
-            how = seeds["auroc"]["interval"]
-            table.add_row(
-                "", f"{len(seeds['auroc']['values'])} seeds", _figure(seeds["accuracy"]), _figure(seeds["auroc"]), f"mean, {how}", ""
-            )
+            many = f"mean of {len(seeds['auroc']['values'])} seeds"
+            table.add_row("", many, _figure(seeds["accuracy"]), _figure(seeds["auroc"]), seeds["auroc"]["interval"], "")
     console.print(table)
+    kinds = {metric["interval"] for cell in summary["cells"] for metric in (cell["test"] or {}).values() if metric.get("interval")}
+    for kind in sorted(kinds):
+        say(console, f"intervals: {kind}")
 
 
-def _figure(metric: dict[str, Any]) -> str:
+def _figure(metric: dict[str, Any] | None) -> str:
+    if not metric:
+        return "-"
     value = metric.get("value", metric.get("mean"))
     if value is None or value != value:
         return "undefined"
-    return f"{value:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
+    return f"{value:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]" if metric["low"] is not None else f"{value:.3f}"
 
 
 def print_next(run: Run, summary: dict[str, Any]) -> None:
     """Print what is there now, and what to type next."""
-    best = min(summary["cells"], key=lambda cell: cell["winner"]["monitor"] * (1 if cell["minimise"] else -1))
+    won = [cell for cell in summary["cells"] if cell["winner"]]
+    best = min(won, key=lambda cell: cell["winner"]["monitor"] * (1 if cell["minimise"] else -1))
     model = run.folder / best["cell"] / "model"
     say(run.console, f"report  {run.folder / 'report.html'}")
     say(run.console, f"model   {model}")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_toys import wait_until, without_clock
+from cluster_toys import without_clock
+from waiting import wait_until
 
 from tlray.results import Trial, read_results, read_summary, read_trials, trial_folder
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_toys import Scripted, hurry_marker, toy_config, toy_job, wait_until
+from cluster_toys import Scripted, hurry_marker, toy_config, toy_job
+from waiting import wait_until
 
 from tlray.cache import Places
 from tlray.cluster.session import SETTINGS, Session, own_token, started, token_file

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_toys import Scripted, all_cpus_free, killed_marker, toy_config, toy_job, wait_until, without_clock
+from cluster_toys import Scripted, all_cpus_free, killed_marker, toy_config, toy_job, without_clock
 from ray.tune.schedulers import TrialScheduler
+from waiting import wait_until
 
 from tlray.cache import Places
 from tlray.cluster.sampler import Sampler

@@ -16,7 +16,8 @@ from pathlib import Path
 from ray.cluster_utils import Cluster
 
 import ray
-from cluster_toys import Scripted, all_cpus_free, toy_config, toy_job, wait_until
+from cluster_toys import Scripted, all_cpus_free, toy_config, toy_job
+from waiting import wait_until
 from tlray.cache import Places
 from tlray.cluster.resources import cluster, divide
 from tlray.cluster.session import started

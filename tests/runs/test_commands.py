@@ -143,7 +143,7 @@ def test_a_finished_run_is_not_overwritten_by_the_same_command(searched, capsys)
 
 def test_a_resume_with_another_question_is_refused_by_its_name(searched, capsys):
     assert main([*searched.argv, "--trials", "5", "--resume"]) == 2
-    assert "other settings (trials)" in capsys.readouterr().err
+    assert "other settings (trials was 3 and is 5 now)" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -170,3 +170,45 @@ def test_a_time_budget_that_is_over_at_once_is_one_sentence_or_a_run(searched, t
         assert error.startswith("tlray: ")
         assert error.count("\n") == 1
         assert not (tmp_path / "short" / "summary.json").exists()
+
+
+def test_a_cell_without_a_winner_does_not_cost_the_others_theirs(ray_session, toy_npz, tmp_path, capsys):
+    """MobileNetV2's batch-norm cannot train on one image at a time, small_cnn can: its model, table and report are there."""
+    argv = ["tune", "--tasks", f"npz:{toy_npz(tmp_path / 'toy.npz')}", "--backbones", "mobilenet_v2", "small_cnn", "small_cnn", "--weights",
+            "none", "--set", "batch_size=1", "--set", "samples=12", "--trials", "1", "--epochs", "1", "--offline", "--storage",
+            str(tmp_path), "--name", "half"]  # fmt: skip
+    assert main(argv) == 0, capsys.readouterr().err
+    run = tmp_path / "half"
+    lost, won = json.loads((run / "summary.json").read_text())["cells"]  # the backbone named twice is one cell
+    assert (lost["winner"], lost["trials"]) == (None, {"failed": 1})
+    assert won["winner"]["trial"] == 0
+    assert "batch-norm" in capsys.readouterr().out
+    assert "no model" in (run / "report.html").read_text()
+    assert len((run / "test_ledger.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_cell_delivered_before_a_kill_keeps_its_test_figures(searched, tmp_path, capsys):
+    """Killed between the delivery and the summary: `--resume` does not open the test split again."""
+    copy = tmp_path / "runs" / "searched"
+    shutil.copytree(searched.folder, copy)
+    before = json.loads((copy / "summary.json").read_text())["cells"]
+    (copy / "summary.json").unlink()
+    argv = [*searched.argv, "--resume"]
+    argv[argv.index("--storage") + 1] = str(copy.parent)
+    assert main(argv) == 0, capsys.readouterr().err
+    assert json.loads((copy / "summary.json").read_text())["cells"] == before
+    assert len((copy / "test_ledger.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_time_budget_is_shared_by_the_cells(ray_session, toy_npz, tmp_path, capsys):
+    """The first cell ends when its share is over, the second gets the rest, and both are delivered."""
+    tasks = [f"npz:{toy_npz(tmp_path / f'{name}.npz', seed=seed)}" for seed, name in enumerate(("one", "two"))]
+    argv = ["tune", "--tasks", *tasks, "--backbones", "small_cnn", "--weights", "none", "--trials", "500", "--epochs", "20", "--offline",
+            "--time-budget", "40", "--storage", str(tmp_path), "--name", "shared"]  # fmt: skip
+    assert main(argv) == 0, capsys.readouterr().err
+    summary = json.loads((tmp_path / "shared" / "summary.json").read_text())
+    assert not summary["partial"]
+    for cell in summary["cells"]:
+        assert cell["winner"]
+        assert 1 <= sum(cell["trials"].values()) < 500

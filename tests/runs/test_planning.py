@@ -142,7 +142,9 @@ def test_a_fixed_field_leaves_the_space_and_overrides_the_recipes(toy, encoder, 
 
 def test_recipes_that_become_the_same_go_once(toy, places):
     (cell,), _ = plan([toy], "none", places, {"lr": 0.02, "dropout": 0.5})
-    assert [replace(cell.base, **recipe) for recipe in cell.first] == [replace(cell.base, unfreeze="full", lr=0.02, dropout=0.5)]
+    assert [replace(cell.base, **recipe) for recipe in cell.first] == [
+        replace(cell.base, unfreeze="full", lr=0.02, dropout=0.5, augment="shift")
+    ]
 
 
 def test_layer_decay_is_not_searched_where_no_stage_trains(toy, encoder, places):

@@ -53,7 +53,10 @@ def test_a_resume_of_nothing_is_refused(tmp_path):
 def test_a_resume_that_asks_something_else_is_refused_by_the_name_of_what_differs(tmp_path):
     with opened(tmp_path / "run", ASKED, resume=False):
         pass
-    with pytest.raises(RunError, match=r"other settings \(trials\)"), opened(tmp_path / "run", {**ASKED, "trials": 4}, resume=True):
+    with (
+        pytest.raises(RunError, match=r"other settings \(trials was 3 and is 4 now\)"),
+        opened(tmp_path / "run", {**ASKED, "trials": 4}, resume=True),
+    ):
         pass
     assert json.loads((tmp_path / "run" / "run.json").read_text())["trials"] == 3
 
@@ -84,7 +87,7 @@ def test_the_lock_is_given_back_after_an_error(tmp_path):
 
 
 def test_a_full_disk_is_one_sentence_and_another_fault_is_not_disguised(tmp_path):
-    with pytest.raises(RunError, match=r"cannot be written.*--storage"), opened(tmp_path / "full", ASKED, resume=False):
+    with pytest.raises(RunError, match=r"cannot be written.*make room"), opened(tmp_path / "full", ASKED, resume=False):
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(ConnectionResetError), opened(tmp_path / "run", ASKED, resume=False):
         raise ConnectionResetError(errno.ECONNRESET, "a bug elsewhere")

@@ -91,7 +91,7 @@ def all_differ(tensors: list[torch.Tensor]) -> bool:
     ("field", "values"),
     [
         ("scheduler", [each for each in SPACE["scheduler"].choices if each != "plateau"]),  # type: ignore[attr-defined]
-        ("augment", AUGMENTS.names()),
+        ("augment", [name for name in AUGMENTS.names() if not name.startswith("toy_")]),
         ("unfreeze", ["full", "head", "last_1", "first_1", "head_then_full", "gradual"]),
         ("optimizer", OPTIMIZERS.names()),
         ("warmup", [0.0, 0.5]),

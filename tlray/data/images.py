@@ -1,6 +1,7 @@
 """Reading image files and resizing batches of images."""
 
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,10 @@ def read_pixels(path: str | Path) -> np.ndarray:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as file:
+        with (
+            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
+            Image.open(path, formats=("PNG", "JPEG")) as file,
+        ):
             if file.mode.startswith("I"):
                 return narrow(np.clip(np.asarray(ImageOps.exif_transpose(file)), 0, 65535).astype(np.uint16))
             grey = file.mode in ("1", "L", "LA")

@@ -32,7 +32,8 @@ def trial_table(rows: Table, minimise: bool) -> Table:
             "best_epoch": int(epochs[at]) if known[at] else 0,
         }  # fmt: skip
         trials.append(row | {name: last[name] for name in columns})
-    return pd.DataFrame(trials, columns=["trial", "status", "reason", "epochs", "seconds", "best", "best_epoch", *columns])
+    table = pd.DataFrame(trials, columns=["trial", "status", "reason", "epochs", "seconds", "best", "best_epoch", *columns])
+    return table.astype({"trial": int, "epochs": int, "seconds": float, "best": float, "best_epoch": int})  # also without a row
 
 
 def searched(trials: Table) -> list[str]:

@@ -63,7 +63,7 @@ def compare(base: Config, across: Mapping[str, Sequence[Any]], run: Run, seeds: 
     entries = [_validated(name, [trial for trial in trials if trial.arm == name], base.minimise) for name in arms]
     best = min(entries, key=lambda entry: entry["validation"]["mean"] * (1 if base.minimise else -1))
     chosen = {"arms": entries, "chosen": best["arm"]}
-    finish(run, "compare", rows, [], partial=False, seconds=time.monotonic() - started, more=chosen)
+    finish(run, "compare", rows, [], partial=True, seconds=time.monotonic() - started, more=chosen)
     for entry in entries:
         entry["test"] = _tested(run, [trial for trial in trials if trial.arm == entry["arm"]], base.minimise)
     return finish(run, "compare", rows, [], partial=False, seconds=time.monotonic() - started, more=chosen)

@@ -63,7 +63,9 @@ def deliver(cell: Path, trials: list[Trial], places: Places, ledger: Path, banne
     calibrated = kind.probabilities(val_logits / temperature).numpy()
     threshold = operating_threshold(task.kind, calibrated, held.labels, rule)
     test = open_test(task, ledger, f"winner of {cell.name}: trial {trial.number}, epoch {row['epoch']}")
-    probabilities = kind.probabilities(logits_of(prepared.model, task, test.images) / temperature).numpy()
+    test_logits = logits_of(prepared.model, task, test.images)
+    probabilities = kind.probabilities(test_logits / temperature).numpy()
+    uncalibrated = evaluate(task.kind, kind.probabilities(test_logits).numpy(), np.asarray(test.labels))
     figures = _figures(task.kind, probabilities, test, threshold)
     validation = evaluate(task.kind, kind.probabilities(val_logits).numpy(), held.labels)
     chosen = {"temperature": temperature, "threshold": threshold, "threshold_rule": None if threshold is None else rule}
@@ -76,7 +78,7 @@ def deliver(cell: Path, trials: list[Trial], places: Places, ledger: Path, banne
     save_model(cell / "model", prepared.model, card)
     write_predictions(cell / "predictions.npz", calibrated, held.labels, probabilities, np.asarray(test.labels))
     best = {"trial": trial.number, "epoch": row["epoch"], "config": trial.config, "monitor": row["monitor"]}
-    return {"winner": best, "weights": weights, "validation": validation, **chosen, **figures}
+    return {"winner": best, "weights": weights, "validation": validation, **chosen, **figures, "uncalibrated": uncalibrated}
 
 
 def _chosen(split: Split, indices: np.ndarray) -> Split:
@@ -100,12 +102,13 @@ def write_predictions(path: Path, val: np.ndarray, val_labels: np.ndarray, test:
     write_bytes(path, buffer.getvalue())
 
 
-def seed_figures(cell: Path, repeats: list[Trial], first: dict[str, Any], places: Places, ledger: Path) -> dict[str, Any] | None:
+def seed_figures(cell: Path, repeats: list[Trial], first: dict[str, float], places: Places, ledger: Path) -> dict[str, Any] | None:
     """Test metrics of the winning configuration over its seeds, with a t-interval; the winner itself is the first of them.
 
-    Each repeat is judged at its own best validation epoch, at threshold .5. None without repeats.
+    Each is judged at its own best validation epoch, at threshold .5, on uncalibrated probabilities. Intervals end at 0 and 1, as the
+    metrics do. None without repeats.
     """
-    values = {name: [first[name]["value"]] for name in SEED_METRICS}
+    values = {name: [first[name]] for name in SEED_METRICS}
     for trial in repeats:
         row = trial.best_row(Config(**trial.config).minimise)
         if row is None:
@@ -116,7 +119,13 @@ def seed_figures(cell: Path, repeats: list[Trial], first: dict[str, Any], places
         metrics = evaluate(prepared.task.kind, probabilities, np.asarray(test.labels))
         for name in SEED_METRICS:
             values[name].append(metrics[name])
-    return {name: t_interval(each) for name, each in values.items()} if repeats else None
+    if not repeats:
+        return None
+    intervals = {name: t_interval(each) for name, each in values.items()}
+    return {
+        name: each if each["low"] is None else {**each, "low": max(0.0, each["low"]), "high": min(1.0, each["high"])}
+        for name, each in intervals.items()
+    }
 
 
 def repeats_of(trial: Trial, count: int) -> list[tuple[str, Config]]:

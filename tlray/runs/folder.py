@@ -86,7 +86,7 @@ def opened(folder: Path, asked: dict[str, Any], resume: bool) -> Iterator[None]:
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        raise RunError(f"{folder} cannot be written ({error.strerror or error}): choose another --storage") from error
+        raise RunError(f"{error.filename or folder} cannot be written ({error.strerror or error}): make room or get permission") from error
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
@@ -103,9 +103,21 @@ def _same_question(file: Path, asked: dict[str, Any]) -> None:
     except ValueError:
         raise RunError(f"{file} is damaged: start a run of another --name") from None
     now = json.loads(json.dumps(asked))
-    different = sorted(key for key in now if key != "command" and before.get(key) != now[key])
+    different = [f"{name} was {old!r} and is {new!r} now" for name, old, new in _differences("", before, now)]
     if different:
-        raise RunError(f"{file.parent} was started with other settings ({', '.join(different)}): repeat its command with --resume")
+        raise RunError(f"{file.parent} was started with other settings ({', '.join(different[:3])}): repeat its command with --resume")
+
+
+def _differences(name: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, before, now) of every value that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in dict.fromkeys([*before, *now]):
+            yield from _differences(f"{name}.{key}".lstrip("."), before.get(key), now.get(key))
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for index, pair in enumerate(zip(before, now, strict=True)):
+            yield from _differences(f"{name}[{index}]", *pair)
+    elif before != now:
+        yield name, before, now
 
 
 def prepare_weights(configs: Sequence[Config], run: Run) -> None:

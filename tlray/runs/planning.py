@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from tlray.cache import Places
@@ -13,6 +14,7 @@ from tlray.data.task import Task, available, open_task
 from tlray.errors import ConfigError
 from tlray.models.backbones import build_backbone
 from tlray.models.weights import imagenet_available, open_weights
+from tlray.training.metrics import chance_metrics, monitor_value
 from tlray.training.phases import phases
 from tlray.training.pretrain import pretraining_config
 
@@ -58,6 +60,9 @@ FIRST: tuple[dict[str, Any], ...] = (
     {"unfreeze": "head", "lr": 1e-3, "dropout": 0.5},
 )
 """Recipes that go first and run to their end, so that the winner is never worse than they are on validation."""
+
+PLATEAU_EPOCHS = 5
+"""Epochs that a phase must have before the plateau scheduler can differ from a constant rate."""
 
 MS_PER_IMAGE = {
     # (a, b): full training of one image takes about a + b (size / 28)^2 milliseconds on one core of a 2026 x86 server, float32
@@ -166,8 +171,11 @@ def _cell(
 
 
 def _possible(space: dict[str, BaseDistribution], base: Config, stages: Sequence[str]) -> dict[str, BaseDistribution]:
-    """The default space without what this cell cannot have: frozen starts without weights, two phases in one epoch."""
+    """The default space without what this cell cannot have: frozen starts without weights, two phases in one epoch, a plateau too short."""
     possible = dict(space)
+    if base.epochs < PLATEAU_EPOCHS and "scheduler" in possible:
+        courses = [each for each in possible["scheduler"].choices if each != "plateau"]  # type: ignore[attr-defined]
+        possible["scheduler"] = CategoricalDistribution(courses)
     if "unfreeze" in possible:
         choices = [each for each in possible["unfreeze"].choices if _allowed(base, {"unfreeze": each}, stages)]  # type: ignore[attr-defined]
         possible["unfreeze"] = CategoricalDistribution(choices)
@@ -188,7 +196,8 @@ def _allowed(base: Config, values: dict[str, Any], stages: Sequence[str]) -> boo
 
 def check_training(config: Config, task: Task, places: Places) -> None:
     """Check what a training needs before any trial starts: subset, weights that are there, a size that the backbone takes."""
-    select(task, config)
+    _, val, split = select(task, config)
+    monitor_value(chance_metrics(task.kind, len(task.classes), np.asarray(split.labels[val])), config.monitor)
     backbone = build_backbone(config.backbone, task.channels, config.dropout)
     backbone.check_size(config.size)
     phases(config, backbone.stage_names)

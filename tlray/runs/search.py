@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tlray.cache import write_json
 from tlray.cluster.sampler import Sampler
 from tlray.cluster.trial import Job
 from tlray.data.loader import mix
@@ -29,7 +30,7 @@ def search(
         seconds: time budget of all cells, or None.
         rule: how the operating threshold is chosen on validation.
 
-    Raises Interrupted after Ctrl-C, with the state saved and a partial table; RunError when no trial of a cell came to an epoch.
+    Raises Interrupted after Ctrl-C, with the state saved and a partial table; RunError when no trial of any cell came to an epoch.
     """
     started = time.monotonic()
     prepare_weights([cell.base for cell in cells], run)
@@ -37,42 +38,63 @@ def search(
     with Display(run.console, {cell.name: trials for cell in cells}, cells[0].base.monitor, cells[0].base.minimise) as display:
         for index, cell in enumerate(cells):
             left = None if deadline is None else max(1.0, (deadline - time.monotonic()) / (len(cells) - index))
-            _search_cell(cell, run, display, trials, seed, left)
-            over = deadline is not None and time.monotonic() >= deadline - 5
+            over = _search_cell(cell, run, display, trials, seed, left)
             _check_ended(cells, run, read_trials(run.folder / cell.name), 0 if over else trials)
-    entries = [_deliver_cell(cell, cells, run, seeds, rule) for cell in cells]
-    return finish(run, "search", _rows(cells, run), entries, partial=False, seconds=time.monotonic() - started)
+    entries = [_delivered(cell, cells, run, seeds, rule) for cell in cells]
+    none = not any(entry["winner"] for entry in entries)
+    summary = finish(run, "search", _rows(cells, run), entries, partial=none, seconds=time.monotonic() - started)
+    if none:
+        raise RunError("; ".join(_why_none(cell, read_trials(run.folder / cell.name)) for cell in cells))
+    return summary
 
 
-def _search_cell(cell: Cell, run: Run, display: Display, trials: int, seed: int, seconds: float | None) -> None:
+def _search_cell(cell: Cell, run: Run, display: Display, trials: int, seed: int, seconds: float | None) -> bool:
+    """Search one cell; whether its time ran out."""
     from tlray.cluster import tuning  # imports Ray
 
+    started = time.monotonic()
     display.already(cell.name, read_trials(run.folder / cell.name))
     book = tuning.Book(_job(run, cell, cell.name), cell.base.minimise, display)
     tuning.search(book, Sampler(cell.base, cell.space, cell.first, trials, mix("search", seed, cell.name)), seconds)
+    return seconds is not None and time.monotonic() - started >= seconds
 
 
 def _job(run: Run, cell: Cell, folder: str) -> Job:
     return Job(run.name, run.folder / folder, f"{run.name}-{folder.replace('/', '-')}", run.places, run.resources)
 
 
-def _deliver_cell(cell: Cell, cells: Sequence[Cell], run: Run, seeds: int, rule: str) -> dict[str, Any]:
-    """Train the winner's repeats, then open the test split for all of them; the cell's entry in the summary."""
+def _delivered(cell: Cell, cells: Sequence[Cell], run: Run, seeds: int, rule: str) -> dict[str, Any]:
+    """The cell's entry in the summary; a cell whose test split was opened before an interruption keeps the entry it got then."""
+    file = run.folder / cell.name / "delivered.json"
+    if not file.is_file():
+        found = read_trials(run.folder / cell.name)
+        best = winner(found, cell.base.minimise)
+        if best is None:
+            run.console.print(_why_none(cell, found), markup=False, highlight=False, soft_wrap=True)
+            return _partial_entry(cell, run)
+        write_json(file, _deliver_cell(cell, cells, run, found, best[0], seeds, rule))
+    return json.loads(file.read_text())
+
+
+def _why_none(cell: Cell, found: list[Trial]) -> str:
+    first = f"the first says: {found[0].reason or found[0].status}" if found else "none was started"
+    return f"no trial of {cell.name} came to the end of an epoch; {first}"
+
+
+def _deliver_cell(
+    cell: Cell, cells: Sequence[Cell], run: Run, found: list[Trial], best: Trial, seeds: int, rule: str
+) -> dict[str, Any]:  # fmt: skip
+    """Train the winner's repeats, then open the test split for all of them and write the model."""
     from tlray.cluster import tuning  # imports Ray
 
     folder = run.folder / cell.name
-    found = read_trials(folder)
-    best = winner(found, cell.base.minimise)
-    if best is None:
-        first = f"the first says: {found[0].reason or found[0].status}" if found else "none was started"
-        raise RunError(f"no trial of {cell.name} came to the end of an epoch; {first}")
     repeats: list[Trial] = []
     if seeds > 1:
         book = tuning.Book(_job(run, cell, f"{cell.name}/seeds"), cell.base.minimise, keep_best=True)
-        repeats = tuning.grid(book, repeats_of(best[0], seeds))
+        repeats = tuning.grid(book, repeats_of(best, seeds))
         _check_ended(cells, run, repeats, seeds - 1)
     delivered = deliver(folder, found, run.places, run.ledger, list(run.banner), rule)
-    figures = seed_figures(folder, repeats, delivered["test"], run.places, run.ledger)
+    figures = seed_figures(folder, repeats, delivered.pop("uncalibrated"), run.places, run.ledger)
     return {**_entry(cell, run, found), **delivered, "seeds": figures, "model": _model_facts(folder)}
 
 

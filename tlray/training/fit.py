@@ -14,7 +14,7 @@ from tlray.errors import NonFiniteLoss, RunError
 from tlray.results import rank_key
 from tlray.training.checkpoint import Checkpoint
 from tlray.training.loop import PhaseRunner, check_batches
-from tlray.training.metrics import evaluate, monitor_value
+from tlray.training.metrics import chance_metrics, monitor_value
 from tlray.training.phases import Position, locate
 from tlray.training.setup import Prepared, prepare, set_up_process
 from tlray.training.world import World
@@ -75,10 +75,8 @@ def fit(config: Config, places: Places | None = None, *, resume: Checkpoint | No
 def chance_level(config: Config, places: Places) -> float:
     """The monitor that equal probabilities for every class would get on validation; what a sampler is told about a trial without one."""
     prepared = prepare(replace(config, weights="none", unfreeze="full"), places)
-    labels = np.asarray(prepared.val_split.labels[prepared.val])
-    classes = len(prepared.task.classes)
-    value = 0.5 if prepared.task.kind == "multilabel" else 1 / classes
-    return monitor_value(evaluate(prepared.task.kind, np.full((len(labels), classes), value), labels), config.monitor)
+    task, labels = prepared.task, np.asarray(prepared.val_split.labels[prepared.val])
+    return monitor_value(chance_metrics(task.kind, len(task.classes), labels), config.monitor)
 
 
 def _locate(prepared: Prepared, history: list[dict[str, Any]]) -> Position | None:
@@ -92,7 +90,7 @@ def _run_epoch(prepared: Prepared, runner: PhaseRunner, at: Position, history: l
     row: dict[str, Any] = {"epoch": number, "phase": at.phase, "phases": len(prepared.plan), "cached": runner.cached}
     row |= runner.train_epoch(number, at.done, in_phase)
     row |= runner.validate(number)
-    row["monitor"] = monitor_value({key.removeprefix("val_"): value for key, value in row.items()}, config.monitor)
+    row["monitor"] = monitor_value({key[4:]: value for key, value in row.items() if key.startswith("val_")}, config.monitor)
     if row["monitor"] != row["monitor"]:
         raise NonFiniteLoss(f"the monitor {config.monitor} is not a number in epoch {number}")
     values = [each["monitor"] for each in history] + [row["monitor"]]

@@ -135,6 +135,12 @@ def monitor_value(metrics: dict[str, float], monitor: str) -> float:
     return float(np.mean([metrics[name] for name in names]))
 
 
+def chance_metrics(kind: str, classes: int, labels: np.ndarray) -> dict[str, float]:
+    """Every metric of equal probabilities for all classes (multilabel: 1/2 for every finding)."""
+    value = 0.5 if kind == "multilabel" else 1 / classes
+    return evaluate(kind, np.full((len(labels), classes), value), labels)
+
+
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.full(len(denominator), np.nan), where=denominator > 0)
 

@@ -26,7 +26,7 @@ def pretraining_config(config: Config) -> Config | None:
     if source is None:
         return None
     task, overrides = source
-    fields = {**CLASSIFIER, "threads": config.threads, "precision": config.precision, **overrides}
+    fields = {**CLASSIFIER, "threads": config.threads, **overrides}
     return Config(task=task, size=config.size, backbone=config.backbone, weights="none", unfreeze="full", **fields)
 
 
