@@ -317,7 +317,7 @@ def test_a_resume_of_another_question_is_refused(tmp_path, toy, capsys):
     assert tune([*argv, "--resume"]) == 2
     error = capsys.readouterr().err
     assert "other settings" in error
-    assert "seeds was 7 and is 1 now" in error
+    assert "cells[0].base.backbone was None and is 'small_cnn' now" in error
     assert not (asked / "summary.json").exists()
 
 
