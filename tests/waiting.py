@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 180.0) -> Any:
     """What `condition` gives as soon as it is true; fails after a deadline."""
     deadline, pause = time.monotonic() + seconds, threading.Event()  # nobody sets it: between two looks the processor is others'
     while not (answer := condition()):
