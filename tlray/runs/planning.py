@@ -20,7 +20,7 @@ from tlray.training.pretrain import pretraining_config
 
 DEFAULT_TASKS = ("pneumoniamnist", "breastmnist")
 DEFAULT_BACKBONES = ("resnet50", "mobilenet_v2")
-PHANTOM, PHANTOM_SOURCE = "phantom_pneumonia", "phantom_chest"
+PHANTOM, PHANTOM_SOURCE = "phantom_pneumonia", "phantom_chest?epochs=3"
 
 
 @dataclass(frozen=True)
