@@ -11,7 +11,7 @@ import pytest
 from tlray.cluster.session import own_token
 
 SCRIPT = """
-import json, os, sys
+import json, os, socket, sys
 from pathlib import Path
 from ray.cluster_utils import Cluster
 
@@ -23,8 +23,11 @@ from tlray.cluster.resources import cluster, divide
 from tlray.cluster.session import started
 from tlray.cluster.tuning import Book, search
 
+with socket.socket() as free:  # another Ray on this machine may have the dashboard's usual port
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
 file, folder, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True})
+nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True, "dashboard_port": port})
 nodes.add_node(num_cpus=1)
 os.environ["RAY_ADDRESS"] = nodes.address
 with started() as session:

@@ -16,7 +16,11 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("name", AUGMENTS.names())
+OURS = [name for name in AUGMENTS.names() if not name.startswith("toy_")]
+"""Those that tests registered to break something are left out."""
+
+
+@pytest.mark.parametrize("name", OURS)
 def test_every_augmentation_keeps_form_range_and_follows_its_generator(name):
     images, targets = batch()
     before = images.clone()
@@ -33,7 +37,7 @@ def test_every_augmentation_keeps_form_range_and_follows_its_generator(name):
     assert differs == (name != "none")
 
 
-@pytest.mark.parametrize("name", AUGMENTS.names())
+@pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize("size", [8, 13])
 def test_small_and_odd_sizes(name, size):
     images, targets = batch(1, size)

@@ -164,12 +164,12 @@ def test_a_time_budget_that_is_over_at_once_is_one_sentence_or_a_run(searched, t
     status = main([*argv, "--time-budget", "0.01", "--storage", str(tmp_path), "--name", "short"])
     error = capsys.readouterr().err
     if status == 0:
-        assert (tmp_path / "short" / "summary.json").is_file()
+        assert json.loads((tmp_path / "short" / "summary.json").read_text())["partial"] is False
     else:
         assert status == 2
         assert error.startswith("tlray: ")
         assert error.count("\n") == 1
-        assert not (tmp_path / "short" / "summary.json").exists()
+        assert json.loads((tmp_path / "short" / "summary.json").read_text())["partial"] is True
 
 
 def test_a_cell_without_a_winner_does_not_cost_the_others_theirs(ray_session, toy_npz, tmp_path, capsys):

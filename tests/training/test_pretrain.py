@@ -57,7 +57,7 @@ def test_the_source_is_trained_in_full_from_nothing_with_the_given_fields_at_the
     assert source is not None
     assert (source.task, source.weights, source.unfreeze, source.size, source.backbone) == ("digits", "none", "full", 16, "small_cnn")
     assert (source.epochs, source.samples, source.lr, source.batch_size, source.seed) == (1, 100, 0.01, 64, 0)
-    assert (source.precision, source.threads) == ("float64", 2)
+    assert (source.precision, source.threads) == ("float32", 2)  # of the target only backbone, size and threads
     assert pretraining_config(replace(target, weights="none", unfreeze="full")) is None
 
 
@@ -75,7 +75,7 @@ def test_the_encoder_is_shared_by_all_targets_and_not_by_other_pretrainings(targ
         {"weights": toy(seed=9) + "?epochs=1"},
         {"size": 20},
         {"backbone": "resnet18"},
-        {"precision": "float64"},
+        {"weights": SOURCE + "&precision=float64"},
     ]
     assert len({file(), *(file(**changes) for changes in others)}) == 7
 
