@@ -22,7 +22,7 @@ class Trial:
     """One training of a run.
 
     number: order of suggestion, from 0. config: every field of its Config. history: one dict per epoch (see `tlray.training.fit`).
-    arm: name of the compared configuration, in a comparison. reason: why it failed or was stopped. worst: what a sampler is told
+    arm: name of the compared configuration, in a comparison. reason: why it failed or was stopped. chance: what a sampler is told
     about a trial that ended non-finite without a finite epoch.
     """
 

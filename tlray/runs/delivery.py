@@ -1,5 +1,6 @@
 """From the trials of a cell to what is handed over: the winner by validation, its model, its test figures, its line in the summary."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def logits_of(model: Classifier, task: Task, images: np.ndarray) -> torch.Tensor
 def deliver(cell: Path, trials: list[Trial], places: Places, ledger: Path, banner: list[str], rule: str) -> dict[str, Any]:
     """Choose the winner by validation, open the test split once for it, write `model/` and `predictions.npz`; its entry's figures.
 
-    Raises RunError when no trial had an epoch.
+    One of the trials must have had an epoch. Raises RunError when the winner's checkpoint is missing or damaged.
     """
     minimise = Config(**trials[0].config).minimise
     found = winner(trials, minimise)
@@ -95,8 +96,6 @@ def _figures(kind: str, probabilities: np.ndarray, test: Split, threshold: Any) 
 
 def write_predictions(path: Path, val: np.ndarray, val_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray) -> None:
     """Calibrated probabilities and labels of the winner, from which the report draws its curves."""
-    import io
-
     buffer = io.BytesIO()
     np.savez(buffer, val_probabilities=val, val_labels=val_labels, test_probabilities=test, test_labels=test_labels)
     write_bytes(path, buffer.getvalue())
