@@ -17,13 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = (
     ("errors",), ("registry", "cache"), ("config", "results"), ("data",), ("models",), ("training",), ("cluster",),
-    ("report",), ("deploy",), ("runs",), ("job",), ("cli", "__main__"),
+    ("report",), ("deploy",), ("runs",), ("arguments",), ("job", "inspecting"), ("experiment",), ("cli", "__main__"),
 )  # fmt: skip
 """Each imports only from those before it and from itself; report and deploy, moreover, not from cluster."""
 
 HIGHEST = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 MAY_OPEN_THE_TEST_SPLIT = ("tlray/runs/", "tlray/cli.py", "tlray/deploy/", "tlray/data/held_out.py")
-MAY_PRINT = ("tlray/cli.py", "tlray/__main__.py")
+MAY_PRINT = ("tlray/arguments.py", "tlray/cli.py", "tlray/inspecting.py", "tlray/__main__.py")
 MAY_UNPICKLE = ("tlray/data/cifar.py",)
 """CIFAR-10 is published as pickles: read only after their md5 equals the one in torchvision's source."""
 RAY_PRIVATE = "tlray/cluster/ray_private.py"

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from waiting import wait_until
 
-from tlray.cli import build_parser, main, run, tune
+from tlray.arguments import run_command
+from tlray.cli import build_parser, main, tune
 from tlray.errors import Interrupted, UserError
 from tlray.registry import TASKS
 from tlray.training.checkpoint import found
@@ -72,7 +73,7 @@ def test_exit_statuses(error, status, said, capsys):
     def command() -> int:
         raise error
 
-    assert run(command) == status
+    assert run_command(command) == status
     assert capsys.readouterr().err == said
 
 
@@ -81,7 +82,7 @@ def test_a_bug_is_not_disguised_as_a_mistake_of_the_user():
         raise ValueError("a bug")
 
     with pytest.raises(ValueError, match="a bug"):
-        run(command)
+        run_command(command)
 
 
 def test_a_closed_pipe_is_no_error():

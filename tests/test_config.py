@@ -6,7 +6,16 @@ import pickle
 
 import pytest
 
-from tlray.config import FIELDS, LOWER_IS_BETTER, Config, parse_field, parse_settings, pretraining_source, unfreeze_rule
+from tlray.config import (
+    FIELDS,
+    LOWER_IS_BETTER,
+    RECONSTRUCTION,
+    Config,
+    parse_field,
+    parse_settings,
+    pretraining_source,
+    unfreeze_rule,
+)
 from tlray.errors import ConfigError, UserError
 from tlray.registry import AUGMENTS, BACKBONES, METRICS, OPTIMIZERS, SCHEDULERS, TASKS, UNFREEZE
 
@@ -209,7 +218,8 @@ def test_a_file_of_weights_is_not_opened(weights):
 def test_every_registered_name_is_accepted(registry, field):
     assert registry.names()
     for name in registry.names():
-        assert getattr(Config(**{field: name}), field) == name
+        needs = {"objective": "autoencoder"} if name in RECONSTRUCTION else {}
+        assert getattr(Config(**{field: name, **needs}), field) == name
 
 
 def test_every_schedule_is_accepted():
@@ -228,16 +238,57 @@ def test_every_schedule_is_accepted():
         ("mnist?samples=8/class&seed=3", ("mnist", {"samples": "8/class", "seed": 3})),
         ("chestmnist?patience=none", ("chestmnist", {"patience": None})),
         ("mnist/autoencoder?seed=1", ("mnist/autoencoder", {"seed": 1})),
+        ("mnist/autoencoder?monitor=mse", ("mnist/autoencoder", {"monitor": "mse"})),
+        ("npz:/a/b.npz/autoencoder?epochs=50&seed=3", ("npz:/a/b.npz/autoencoder", {"epochs": 50, "seed": 3})),
+        ("folder:/a/b/autoencoder", ("folder:/a/b/autoencoder", {})),
     ],
 )
 def test_pretraining_source(weights, source):
     assert pretraining_source(weights) == source
 
 
-@pytest.mark.parametrize("field", ["task", "backbone", "size", "weights", "unfreeze"])
-def test_a_pretraining_inherits_what_the_target_decides(field):
-    text = message(weights=f"chestmnist?{field}=28")
+@pytest.mark.parametrize("field", ["task", "backbone", "size", "weights", "unfreeze", "objective"])
+@pytest.mark.parametrize("source", ["chestmnist", "chestmnist/autoencoder", "npz:some/file.npz/autoencoder"])
+def test_a_pretraining_inherits_what_the_target_decides(source, field):
+    text = message(weights=f"{source}?{field}=28")
     assert f"{field} cannot be overridden in a pretraining" in text
+
+
+@pytest.mark.parametrize("monitor", ["mse", "psnr", "ssim", "psnr+ssim", "loss", "loss+mse"])
+def test_an_autoencoder_is_judged_by_its_images_and_a_classifier_is_not(monitor):
+    config = Config(objective="autoencoder", monitor=monitor)
+    assert config.minimise is (monitor in ("mse", "loss", "loss+mse"))
+    if "loss" in monitor.split("+")[:1]:
+        return
+    text = message(monitor=monitor)
+    assert text.startswith(f"monitor={monitor!r}: {monitor.split('+')[0]} judges an autoencoder, which is a pretraining")
+    assert "weights=<data set>/autoencoder" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"monitor": "auroc"},
+            "(name it as weights=<data set>/autoencoder), is judged by loss, mse, psnr, ssim, not by monitor='auroc'",
+        ),
+        ({"monitor": "psnr+accuracy"}, "not by monitor='accuracy'"),
+        ({"monitor": "ssim+mse"}, "mixes metrics"),
+        ({"unfreeze": "gradual", "weights": "imagenet"}, "objective='autoencoder' has no use for unfreeze='gradual': leave it at 'full'"),
+        ({"class_weights": "balanced"}, "no use for class_weights='balanced': leave it at 'none'"),
+        ({"label_smoothing": 0.1}, "no use for label_smoothing=0.1: leave it at 0.0"),
+        ({"size": 10}, "needs a size of at least 11 px, not 10"),
+    ],
+)
+def test_what_an_autoencoder_cannot_have_is_one_sentence(settings, said):
+    text = message(**{"objective": "autoencoder", "monitor": "ssim", **settings})
+    assert said in text
+    assert "; " not in text
+    assert "\n" not in text
+
+
+def test_a_misspelt_objective_is_guessed():
+    assert "did you mean 'autoencoder'?" in message(objective="autoencodr")
 
 
 def test_a_misspelt_field_of_a_pretraining_is_guessed():

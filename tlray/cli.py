@@ -1,76 +1,30 @@
-"""The command line: `tlray train | tune | report | evaluate | predict | data`. A user's mistake is one sentence and exit status 2."""
+"""The command line: `tlray train | tune | compare | report | evaluate | ...`. A user's mistake is one sentence and exit status 2."""
 
 import argparse
 import itertools
 import json
-import logging
-import math
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tlray.cache import Places
-from tlray.config import FIELDS, PATH_SCHEMES, Config, parse_settings
-from tlray.errors import ConfigError, Interrupted, UserError
+from tlray.arguments import (
+    FLAGS,
+    Parser,
+    absolute_task,
+    absolute_weights,
+    add_place_arguments,
+    add_resource_arguments,
+    add_storage_arguments,
+    field_help,
+    places_of,
+    positive,
+    positive_seconds,
+    run_command,
+)  # fmt: skip
+from tlray.config import Config, parse_settings
+from tlray.errors import ConfigError, UserError
 from tlray.registry import TASKS
-
-INTERRUPTED = 130
-FLAGS = {"task": "--tasks", "backbone": "--backbones", "weights": "--weights", "size": "--size", "epochs": "--epochs",
-         "monitor": "--monitor", "seed": "--seed", "threads": "--cpus-per-trial"}  # fmt: skip
-"""Fields of the Config that have a flag, which `--set` would contradict."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with the one-sentence errors of the rest, and without prefixes of flags (a typo must not become another flag)."""
-
-    def __init__(self, **options: Any):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
-
-
-def field_help() -> str:
-    """The fields of a Config that `--set` takes, each with its line."""
-    lines = [f"  {name:16} {each.metadata['help']} ({each.default})" for name, each in FIELDS.items() if name not in FLAGS]
-    return "\n".join(["fields for --set FIELD=VALUE:", *lines])
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is out of range: at least 1")
-    return value
-
-
-def positive_seconds(text: str) -> float:
-    """A finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
-    if not math.isfinite(value) or value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is out of range: above 0")
-    return value
-
-
-def absolute_task(spec: str) -> str:
-    """A task given by path with its path made absolute, since trials may run elsewhere."""
-    scheme, colon, path = spec.partition(":")
-    return f"{scheme}:{Path(path).expanduser().resolve()}" if scheme + colon in PATH_SCHEMES and path else spec
-
-
-def absolute_weights(weights: str) -> str:
-    """Weights given by path with the path made absolute."""
-    path = Path(weights).expanduser()
-    named = weights in ("none", "imagenet") or weights in TASKS
-    return str(path.resolve()) if not named and path.is_file() else absolute_task(weights)
 
 
 def check_values(arguments: argparse.Namespace, tasks: Sequence[str], backbones: Sequence[str], flags: dict[str, str]) -> None:
@@ -85,14 +39,6 @@ def check_values(arguments: argparse.Namespace, tasks: Sequence[str], backbones:
         Config(task=task, backbone=backbone, weights=arguments.weights or "imagenet", **given, **fixed)
 
 
-def add_place_arguments(parser: argparse.ArgumentParser) -> None:
-    """--data, --offline."""
-    parser.add_argument(
-        "--data", default=os.environ.get("TLRAY_DATA"), metavar="DIR", help="folder with data files, searched before the cache"
-    )
-    parser.add_argument("--offline", action="store_true", help="never open a socket to look for data or weights")
-
-
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """What searches and single trainings share."""
     add_place_arguments(parser)
@@ -102,21 +48,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--monitor", default="auroc", metavar="M", help="validation metric that decides; several joined by + are averaged (auroc)"
     )
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE", help="fix a field of the Config")
-    parser.add_argument(
-        "--workers-per-trial", type=int, default=0, metavar="N", help="0: train inside the trial's process; N: a TorchTrainer"
-    )
-    parser.add_argument("--concurrent", type=positive, default=None, metavar="N", help="trials at once (what fits)")
-    parser.add_argument("--cpus-per-trial", type=positive, default=None, metavar="C", help="CPUs of each process that trains (shared out)")
-    parser.add_argument(
-        "--gpus-per-trial", type=float, default=None, metavar="G", help="GPUs of each process that trains; .25: four share one"
-    )
+    add_resource_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the draw, the weights and the searcher (0)")
     parser.add_argument(
         "--threshold-rule", default="youden", metavar="RULE", help="operating threshold: youden, or sensitivity@SPECIFICITY"
     )
-    parser.add_argument("--storage", default="runs", metavar="PATH", help="folder in which the run's directory is made (runs)")
-    parser.add_argument("--name", default=None, metavar="RUN", help="name of the run (date and time)")
-    parser.add_argument("--resume", action="store_true", help="take up an interrupted run of that name")
+    add_storage_arguments(parser)
 
 
 def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
@@ -147,32 +84,6 @@ def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
 
 
-def places_of(arguments: argparse.Namespace) -> Places:
-    """Places with absolute paths, since trials may run elsewhere. Raises UserError when --data is no folder."""
-    data = arguments.data
-    if data is not None and not Path(data).expanduser().is_dir():
-        raise UserError(f"--data {data} is no folder: check the path, or leave it out")
-    return Places(data=str(Path(data).expanduser().resolve()) if data else None, offline=arguments.offline)
-
-
-def run(command: Callable[[], int]) -> int:
-    """Run a command; a user's mistake becomes one sentence on standard error and status 2, Ctrl-C status 130."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        status = command()
-        sys.stdout.flush()  # a closed pipe is noticed here, not at the interpreter's end
-        return status
-    except UserError as error:
-        print(f"tlray: {' '.join(str(error).split())}", file=sys.stderr)
-        return INTERRUPTED if isinstance(error, Interrupted) else 2
-    except KeyboardInterrupt:
-        print("tlray: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-
-
 def tune(argv: Sequence[str] | None = None, prog: str = "tune_backbones.py", description: str | None = None) -> int:
     """The main job, as experiments/tune_backbones.py and `tlray tune` run it; an exit status."""
 
@@ -186,7 +97,7 @@ def tune(argv: Sequence[str] | None = None, prog: str = "tune_backbones.py", des
         tune_backbones(arguments, places_of(arguments))
         return 0
 
-    return run(command)
+    return run_command(command)
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -254,6 +165,12 @@ def _decision(answer: dict[str, Any]) -> str:
     return f"  (called at the operating threshold {_number(answer['threshold'])}: {called})"
 
 
+def _latent(arguments: argparse.Namespace) -> int:
+    from tlray.inspecting import latent
+
+    return latent(arguments, places_of(arguments))
+
+
 def _data(arguments: argparse.Namespace) -> int:
     from tlray.data.task import available, open_task
 
@@ -288,6 +205,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_run_arguments(train)
     train.set_defaults(handler=_train)
     commands.add_parser("tune", help="search the best configuration per task and backbone (tlray tune --help)", add_help=False)
+    commands.add_parser("compare", help="train named values under several seeds (tlray compare --help)", add_help=False)
     report = commands.add_parser("report", help="build report.html from a run's directory")
     report.add_argument("run", metavar="RUN", help="the run's directory")
     report.set_defaults(handler=_report)
@@ -300,14 +218,23 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("model", metavar="MODEL", help="the model's folder")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG files")
     predict.set_defaults(handler=_predict)
-    for each in (evaluate, predict):
+    latent = commands.add_parser("latent", help="draw the latent space of delivered models, and say how separable it is")
+    latent.add_argument("models", nargs="+", metavar="MODEL", help="the models' folders")
+    latent.add_argument("--task", required=True, type=absolute_task, help="data set: a name, npz:FILE or folder:DIR")
+    latent.add_argument("--split", default="val", choices=("test", "val", "train"), help="which split (val); opening test is written down")
+    latent.add_argument("--stage", nargs="+", default=["features"], metavar="NAME", help="stages, or features: below the head (features)")
+    latent.add_argument("--perplexity", type=float, default=30.0, metavar="P", help="neighbours that t-SNE keeps close (30)")
+    latent.add_argument("--seed", type=int, default=0, metavar="S", help="seed of t-SNE and of the drawn images (0)")
+    latent.add_argument("--out", default="latent.svg", metavar="FILE.svg", help="where the picture goes (latent.svg)")
+    latent.set_defaults(handler=_latent)
+    for each in (evaluate, predict, latent):
         each.add_argument("--json", action="store_true", help="print JSON")
     data = commands.add_parser("data", help="list data sets, get them ready, check whether they can be had")
     data.add_argument("action", choices=("list", "get", "check"))
     data.add_argument("tasks", nargs="*", type=absolute_task, metavar="TASK")
     data.add_argument("--size", type=int, default=28, metavar="PX", help="pixels on a side")
     data.set_defaults(handler=_data)
-    for each in (evaluate, data):
+    for each in (evaluate, latent, data):
         add_place_arguments(each)
     return parser
 
@@ -317,9 +244,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["tune"]:
         return tune(argv[1:], prog="tlray tune")
+    if argv[:1] == ["compare"]:
+        from tlray.experiment import compare_command
+
+        return compare_command(argv[1:])
 
     def command() -> int:
         arguments = build_parser().parse_args(argv)
         return arguments.handler(arguments)
 
-    return run(command)
+    return run_command(command)

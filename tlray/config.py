@@ -14,8 +14,20 @@ from urllib.parse import parse_qsl
 from tlray.errors import ConfigError
 from tlray.registry import AUGMENTS, BACKBONES, METRICS, OPTIMIZERS, SCHEDULERS, TASKS, UNFREEZE, did_you_mean
 
-LOWER_IS_BETTER = frozenset({"loss", "ece", "mae"})
+LOWER_IS_BETTER = frozenset({"loss", "ece", "mae", "mse"})
 """Metrics that are better when lower; all others are better when higher."""
+
+RECONSTRUCTION = ("mse", "psnr", "ssim")
+"""Metrics of an autoencoder's images; a classifier has all the others, and both have the loss."""
+
+SSIM_WINDOW = 11
+"""Pixels on a side of the window of ssim: smaller images have none."""
+
+AUTOENCODER_SUFFIX = "/autoencoder"
+"""What stands behind a data set in `weights` when an autoencoder, and not a classifier, is to be trained on it."""
+
+AS_WEIGHTS = f"weights=<data set>{AUTOENCODER_SUFFIX}"
+"""How a user names an autoencoder, for messages."""
 
 PATH_SCHEMES = ("npz:", "folder:")
 """A task that starts with one of these is the user's own file or folder."""
@@ -41,8 +53,11 @@ class Config:
     augment: str = _knob("none", "Random change of the training images.", registry=AUGMENTS)
     backbone: str = _knob("resnet18", "Network without its head.", registry=BACKBONES)
     weights: str = _knob(
-        "none", "Where the encoder comes from: none, imagenet, a file, or a data set to pretrain on (SOURCE?field=value&...)."
+        "none",
+        "Where the encoder comes from: none, imagenet, a file, or a data set to pretrain on (SOURCE[/autoencoder][?field=value&...]).",
     )
+    objective: str = _knob("classification", "What is learned: classification, or autoencoder (to rebuild the images; a pretraining).",
+                           choices=("classification", "autoencoder"))  # fmt: skip
     dropout: float = _knob(0.0, "Probability of dropping a feature before the head's linear layer.", low=0.0, high=0.95)
     unfreeze: str = _knob(
         "full", "Which stages train when: head, full, last_K, first_K, head_then_full (LP-FT), gradual.", registry=UNFREEZE
@@ -127,6 +142,31 @@ class Config:
             )
         if self.unfreeze in ("head_then_full", "gradual") and self.epochs < 2:
             problems.append(f"unfreeze={self.unfreeze!r} has several phases and needs epochs of at least 2")
+        return problems + (self._autoencoder_problems() if self.objective == "autoencoder" else self._classifier_problems())
+
+    def _classifier_problems(self) -> list[str]:
+        theirs = [name for name in self.monitor.split("+") if name in RECONSTRUCTION]
+        if not theirs:
+            return []
+        return [f"monitor={self.monitor!r}: {theirs[0]} judges an autoencoder, which is a pretraining: name it as {AS_WEIGHTS}"]
+
+    def _autoencoder_problems(self) -> list[str]:
+        problems = []
+        if foreign := [name for name in self.monitor.split("+") if name not in ("loss", *RECONSTRUCTION)]:
+            problems.append(
+                f"an autoencoder, which is a pretraining (name it as {AS_WEIGHTS}), is judged by loss, {', '.join(RECONSTRUCTION)}, "
+                f"not by monitor={foreign[0]!r}"
+            )
+        needed = {"unfreeze": "full", "class_weights": "none", "label_smoothing": 0.0}
+        problems += [
+            f"objective='autoencoder' has no use for {name}={getattr(self, name)!r}: leave it at {value!r}"
+            for name, value in needed.items()
+            if getattr(self, name) != value
+        ]
+        if self.size < SSIM_WINDOW:
+            problems.append(
+                f"objective='autoencoder' needs a size of at least {SSIM_WINDOW} px, not {self.size}: ssim has a window of that size"
+            )
         return problems
 
     @property
@@ -186,9 +226,12 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
 
 
 def pretraining_source(weights: str) -> tuple[str, dict[str, Any]] | None:
-    """(data set, overridden fields) when `weights` names a data set to pretrain on; None for none, imagenet and files."""
+    """(data set, overridden fields) when `weights` names a data set to pretrain on; None for none, imagenet and files.
+
+    The data set keeps its `/autoencoder`, when it has one.
+    """
     name, _, query = weights.partition("?")
-    if weights in ("none", "imagenet") or (name.removesuffix("/autoencoder") not in TASKS and not name.startswith(PATH_SCHEMES)):
+    if weights in ("none", "imagenet") or (name.removesuffix(AUTOENCODER_SUFFIX) not in TASKS and not name.startswith(PATH_SCHEMES)):
         return None
     return name, {key: parse_field(key, text) for key, text in parse_qsl(query, keep_blank_values=True)}
 
@@ -200,9 +243,7 @@ def pretraining_problems(weights: str) -> list[str]:
     except ConfigError as error:
         return [f"weights={weights!r}: {error}"]
     if source:
-        if source[0].endswith("/autoencoder"):
-            return [f"weights={weights!r}: autoencoder pretraining is not there yet; name the data set alone"]
-        fixed = sorted({"task", "backbone", "size", "weights", "unfreeze"} & set(source[1]))
+        fixed = sorted({"task", "backbone", "size", "weights", "unfreeze", "objective"} & set(source[1]))
         return [f"weights={weights!r}: {', '.join(fixed)} cannot be overridden in a pretraining"] if fixed else []
     if weights in ("none", "imagenet") or "/" in weights or "." in weights or weights.startswith("~"):
         return []

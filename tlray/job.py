@@ -31,8 +31,8 @@ from tlray.training.pretrain import missing_pretraining
 def tune_backbones(arguments: argparse.Namespace, places: Places) -> None:
     """Search every (task, backbone) that was asked for. Raises the UserError of whatever is wrong, before Ray starts where it can."""
     fixed = parse_settings(arguments.settings)
-    folder = _folder(arguments)
-    scale, resources = _scale(arguments, folder), _resources(arguments)
+    folder = check_name(arguments.storage, arguments.name or time.strftime("%Y%m%d-%H%M%S"), arguments.resume)
+    scale, resources = _scale(arguments, folder), resources_of(arguments)
     check_rule(arguments.threshold_rule)
     trials, base = arguments.trials or scale.trials, replace(_base(arguments, scale), threads=resources.cpus)
     tasks, banner = choose_tasks(arguments.tasks, base.size, places)
@@ -44,8 +44,8 @@ def tune_backbones(arguments: argparse.Namespace, places: Places) -> None:
 def train_one(arguments: argparse.Namespace, places: Places) -> None:
     """Train one configuration and deliver its model: a search of one trial."""
     fixed = parse_settings(arguments.settings)
-    folder, arguments.concurrent = _folder(arguments), 1
-    resources = _resources(arguments)
+    folder, arguments.concurrent = check_name(arguments.storage, arguments.name or time.strftime("%Y%m%d-%H%M%S"), arguments.resume), 1
+    resources = resources_of(arguments)
     check_rule(arguments.threshold_rule)
     base = replace(_base(arguments, _scale(arguments, folder)), threads=resources.cpus, backbone=arguments.backbone)
     cells, banner = plan_cells([arguments.task], [arguments.backbone], arguments.weights, base, fixed, places, space={}, first=[{}])
@@ -73,7 +73,7 @@ def _base(arguments: argparse.Namespace, scale: Scale) -> Config:
     )
 
 
-def _resources(arguments: argparse.Namespace) -> Resources:
+def resources_of(arguments: argparse.Namespace) -> Resources:
     """What a trial gets, by this machine's figures; on a joined cluster by the cluster's, which is asked first."""
     asked = (arguments.workers_per_trial, arguments.concurrent, arguments.cpus_per_trial, arguments.gpus_per_trial)
     if os.environ.get("RAY_ADDRESS"):
@@ -82,17 +82,14 @@ def _resources(arguments: argparse.Namespace) -> Resources:
     return divide(machine(), *asked)
 
 
-def _folder(arguments: argparse.Namespace) -> Path:
-    """The run's directory, checked before anything takes time."""
-    name = arguments.name or time.strftime("%Y%m%d-%H%M%S")
+def check_name(storage: str, name: str, resume: bool) -> Path:
+    """The run's directory, checked before anything takes time. Raises RunError when it cannot be used."""
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
         raise RunError(f"--name {name!r}: a name has letters, digits, '-', '_' and '.' only")
-    if "://" in arguments.storage:
-        raise RunError(
-            f"--storage {arguments.storage}: object stores are not supported yet, name a folder (on a cluster: one that all nodes see)"
-        )
-    folder = Path(arguments.storage).expanduser().resolve() / name
-    check_folder(folder, arguments.resume)
+    if "://" in storage:
+        raise RunError(f"--storage {storage}: object stores are not supported yet, name a folder (on a cluster: one that all nodes see)")
+    folder = Path(storage).expanduser().resolve() / name
+    check_folder(folder, resume)
     return folder
 
 

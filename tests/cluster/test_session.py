@@ -127,7 +127,7 @@ def test_a_cluster_that_cannot_be_joined_is_one_sentence(ray_session: Session):
     import ray
 
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    code = "from tlray.cli import run; from tlray.cluster.session import started; run(lambda: started().__enter__())"
+    code = "from tlray.arguments import run_command as run; from tlray.cluster.session import started; run(lambda: started().__enter__())"
     answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     (line,) = [line for line in answer.stderr.splitlines() if line.startswith("tlray: ")]
     assert environment["RAY_ADDRESS"] in line

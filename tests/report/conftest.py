@@ -10,11 +10,15 @@ import pandas as pd
 import pytest
 
 from tlray.config import FIELDS
-from tlray.report.stats import bootstrap, t_interval
+from tlray.report.comparing import bootstrap_means, compare_arms, conclusion, corrected_t_interval
+from tlray.report.stats import Draws, bootstrap, mean_spreads, t_interval
+from tlray.report.style import Picture
 
 METRICS = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "ece", "loss")
 HOSTILE = "<script>alert('class')</script>"
 """A class name that must come out as text."""
+
+ARMS = (("dropout=0.0", "pneumonia"), ("dropout=0.1 <b>", "pneumonia"), ("dropout=0.5", "pneumonia"))
 
 
 def sample(kind: str, classes: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -145,6 +149,106 @@ def write_run(run: Path, cells: tuple = CELLS, kind: str = "search", partial: bo
     lines = [{"task": entry["task"], "purpose": f"winner of {entry['cell']}", "time": 1.75e9, "images": 400} for entry in entries]
     (run / "test_ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return run
+
+
+def comparison_arm(arm: str, task: str, good: float, replicates: list[tuple[int, int | None]], epochs: int, first: int) -> list[dict]:
+    """Rows of results.parquet of one arm's trainings, numbered from `first`."""
+    rows, config = [], {name: field.default for name, field in FIELDS.items()} | {"task": task, "backbone": "small_cnn", "epochs": epochs}
+    for number, (seed, fold) in enumerate(replicates, start=first):
+        random = np.random.default_rng([seed, fold or 0, len(arm)])
+        own = config | {"seed": seed, "fold": fold, "dropout": good - 0.5}
+        about = {
+            "cell": "comparison", "task": task, "backbone": "small_cnn", "arm": arm, "trial": number, "status": "finished", "reason": "",
+            **{f"config/{name}": value for name, value in own.items()},
+        }  # fmt: skip
+        curve = good - 0.3 * np.exp(-np.arange(1, epochs + 1) / 2) + 0.02 * random.normal(size=epochs)
+        rows += [
+            about | {
+                "epoch": epoch, "phase": 0, "cached": False, "train_loss": (1.6 - good) * np.exp(-epoch / 3) + 0.05,
+                "val_loss": 1.1 - 0.9 * value,
+                "train_accuracy": 1 - 0.35 * np.exp(-epoch / 3), "val_accuracy": value - 0.05, "val_auroc": value, "monitor": value,
+                "best": curve[:epoch].max(), "seconds": 1.5 + random.random(), "time": 1.75e9 + epoch,
+            }
+            for epoch, value in enumerate(curve, start=1)
+        ]  # fmt: skip
+    return rows
+
+
+def write_comparison(
+    run: Path, arms: tuple[tuple[str, str], ...] = ARMS, seeds: int = 5, folds: int | None = None, partial: bool = False, epochs: int = 8
+) -> Path:
+    """Write the directory of a comparison of (arm, task) pairs, better from arm to arm, and return it; all tasks have the same images."""
+    replicates = [(seed, fold) for seed in range(seeds) for fold in (range(folds) if folds else (None,))]
+    metrics, (_, labels) = ("auroc", "accuracy", "balanced_accuracy"), sample("binary", 2, 300, 1)
+    (run / "pictures").mkdir(parents=True)
+    draws, entries, rows, values, spreads = Draws("binary", labels, 200), [], [], {}, {}
+
+    def over(numbers: list[float]) -> dict[str, Any]:
+        return corrected_t_interval(numbers, 1 / (folds - 1), folds, seeds) if folds else t_interval(numbers)
+
+    for place, (arm, task) in enumerate(arms):
+        own = comparison_arm(arm, task, 0.75 + 0.2 * place / len(arms), replicates, epochs, place * len(replicates))
+        rows += own
+        scores = [np.random.default_rng([place, *map(int, (seed, fold or 0))]) for seed, fold in replicates]
+        sharp = 0.6 + 1.6 * place / len(arms)
+        ones = [1 / (1 + np.exp(-sharp * (2 * labels - 1) - 1.2 * random.normal(size=len(labels)))) for random in scores]
+        given = [np.stack([1 - one, one], axis=1) for one in ones]
+        spreads[arm] = mean_spreads(draws, given, metrics)
+        each = [bootstrap("binary", one, labels, metrics, resamples=2) for one in given]
+        values[arm] = {name: [one[name]["value"] for one in each] for name in metrics}
+        test = {name: over(values[arm][name]) for name in metrics}
+        best = pd.DataFrame(own).groupby("trial")["best"].last().to_list()
+        entries.append({
+            "arm": arm, "task": task, "config": {"backbone": "small_cnn", "dropout": place / 10, "lr": 1e-3, "task": task},
+            "statuses": {"finished": len(replicates)}, "validation": over(best), "train": test, "val": test, "test": test,
+            "test_noise": bootstrap_means("binary", given, labels, metrics, draws=draws), "at_threshold": test,
+            "gap": over([0.08 + 0.01 * seed for seed, _ in replicates]), "deviation": over([0.02] * len(replicates)),
+            "cost": {name: over([seconds + seed for seed, _ in replicates])
+                     for name, seconds in (("epoch_seconds", 1.6), ("to_best_seconds", 9.5), ("seconds", 70.0))}
+            | {"parameters": 94_410, "megabytes": 0.4, "ms_per_image": 1.234, "cached": place == 0},
+        })  # fmt: skip
+    pairs = [(arm, arms[0][0]) for arm, task in arms[1:] if task == arms[0][1]]
+    share = 1 / (folds - 1) if folds else None
+    compared = [
+        row
+        for name in metrics
+        for row in compare_arms(name, pairs, {a: v[name] for a, v in values.items()}, {a: s[name] for a, s in spreads.items()}, share)
+    ]
+    tasks = list(dict.fromkeys(task for _, task in arms))
+    about = {
+        "title": "Does <dropout> help?", "question": "Is more dropout better at 300 images & five seeds?",
+        "monitor": "auroc", "minimise": False, "metrics": list(metrics), "seeds": list(range(seeds)), "folds": folds,
+        "tasks": {task: {"task": task, "kind": "binary", "classes": ["normal", HOSTILE], "data": {"file": f"{task}.npz"},
+                         "audit": audit_of(["normal", HOSTILE], 3), "images_test": 300} for task in tasks},
+        "chosen": {task: [arm for arm, its in arms if its == task][-1] for task in tasks}, "arms": entries, "comparisons": compared,
+        "conclusion": conclusion(compared, "auroc", seeds, 300, folds),
+        "claims": [{"id": "R2b", "claim": "results are sensitive to <dropout>", "measured": "+0.031 (0.010 to 0.052)", "verdict": "holds"},
+                   {"id": "R9", "claim": "nothing matters", "measured": "+0.031", "verdict": "does not hold"}],
+    }  # fmt: skip
+    if partial:
+        about |= {"comparisons": None, "conclusion": None, "claims": []}
+        for name in ("test", "test_noise"):
+            about["arms"] = [{key: value for key, value in entry.items() if key != name} for entry in about["arms"]]
+    with Picture("lines") as picture:
+        picture.axes.plot([1, 2, 4], [0.5, 0.62, 0.68])
+    (run / "pictures" / "lines.svg").write_text(picture.svg)
+    summary = {
+        "run": run.name, "kind": "compare", "partial": partial, "created": "2026-03-01 10:20:30 +0000",
+        "command": "python experiments/x.py", "banner": [], "versions": {"tlray": "0.1.0"},
+        "hardware": {"cpus": 2, "gpus": "none"}, "seconds": 640.0, "cells": [],
+        "comparison": about, "pictures": [{"file": "pictures/lines.svg", "title": "Accuracy <line>", "caption": "Means & bands."}],
+    }  # fmt: skip
+    (run / "summary.json").write_text(json.dumps(summary))
+    pd.DataFrame(rows).to_parquet(run / "results.parquet")
+    line = {"task": tasks[0], "purpose": "comparison: all trainings", "time": 1.75e9, "images": 300}
+    (run / "test_ledger.jsonl").write_text("" if partial else json.dumps(line) + "\n")
+    return run
+
+
+@pytest.fixture(scope="session")
+def make_comparison() -> Callable[..., Path]:
+    """`make_comparison(folder, arms=..., seeds=5, folds=None, partial=False, epochs=8)` writes the directory of a comparison."""
+    return write_comparison
 
 
 @pytest.fixture(scope="session")

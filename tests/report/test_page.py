@@ -146,14 +146,11 @@ def test_a_cell_without_a_winner_says_so(tmp_path, make_run):
     assert "Importance needs at least 4 finished trials, and this search has 0." in text
 
 
-def test_a_comparison_lists_its_arms(tmp_path, make_run):
-    run = make_run(tmp_path / "demo", cells=BINARY, kind="compare")
-    rows = pd.read_parquet(run / "results.parquet")
-    best = rows[rows["epoch"] > 0].groupby(["arm", "trial"])["best"].last()
-    text = write_report(run).read_text(encoding="utf-8")
-    assert "<h2>Arms</h2>" in text
-    for arm in ("arm 0", "arm 1", "arm 2"):
-        assert f'<td>{arm}</td><td class="number">{len(best[arm])}</td><td class="number">{best[arm].mean():.3f}</td>' in text
+def test_every_picture_is_left_as_a_file_of_its_own(page, finished_run):
+    files = list((finished_run / "pictures").iterdir())
+    assert len(files) == 4 * 8
+    assert (finished_run / "pictures" / "report-chestmnist-resnet18-roc.svg") in files
+    assert all(path.read_text(encoding="utf-8").startswith("<?xml") for path in files)
 
 
 @pytest.mark.parametrize("name", ["summary.json", "results.parquet", "phantom_pneumonia-mobilenet_v2/predictions.npz"])

@@ -6,10 +6,11 @@ import pytest
 
 from tlray.cache import Places
 from tlray.config import Config
+from tlray.data.task import open_task
 from tlray.errors import ConfigError, DataError, WeightsError
 from tlray.models.classifier import build_classifier
 from tlray.models.weights import save_weights
-from tlray.runs.planning import FIRST, SPACE, choose_tasks, choose_weights, estimate, plan_cells
+from tlray.runs.planning import FIRST, SPACE, check_training, choose_tasks, choose_weights, estimate, plan_cells
 
 
 @pytest.fixture(autouse=True)
@@ -156,6 +157,32 @@ def test_layer_decay_is_not_searched_where_no_stage_trains(toy, encoder, places)
 def test_a_pretraining_on_data_that_are_not_there_is_refused_before_any_trial(toy, places):
     with pytest.raises(DataError, match="pathmnist is not there"):
         plan([toy], "pathmnist", places)
+
+
+@pytest.mark.parametrize("fixed", [{"objective": "autoencoder"}, {"objective": "autoencoder", "monitor": "ssim"}])
+def test_an_autoencoder_is_no_training_of_its_own(toy, places, fixed):
+    with pytest.raises(ConfigError, match=r"is a pretraining.*name it as weights=<data set>/autoencoder") as caught:
+        plan([toy], "none", places, fixed)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"objective='autoencoder' gives no classifier: an autoencoder is a pretraining"):
+        check_training(Config(task=toy, objective="autoencoder", monitor="ssim"), open_task(toy, 28, places), places)
+
+
+def test_an_autoencoder_is_checked_before_any_trial_whatever_its_labels_are(toy, tmp_path, places, toy_npz):
+    findings = f"npz:{toy_npz(tmp_path / 'findings.npz', kind='multilabel')}"
+    (cell,), banner = plan([toy], f"{findings}/autoencoder?epochs=2", places)
+    assert cell.base.weights == f"{findings}/autoencoder?epochs=2"
+    assert banner == []
+    for weights, error, said in [
+        ("pathmnist/autoencoder", DataError, "pathmnist is not there"),
+        (f"npz:{tmp_path}/nowhere.npz/autoencoder", DataError, "nowhere.npz"),
+        (f"{findings}/autoencoder?samples=9999", DataError, "samples=9999"),
+        (f"{findings}/autoencoder?monitor=auroc", ConfigError, "judged by loss, mse, psnr, ssim, not by monitor='auroc'"),
+        (f"{findings}/autoencoder?label_smoothing=.1", ConfigError, "no use for label_smoothing=0.1"),
+    ]:
+        with pytest.raises(error, match=said) as caught:
+            plan([toy], weights, places)
+        assert "\n" not in str(caught.value)
 
 
 def test_an_image_size_that_a_backbone_cannot_take_is_refused(toy, places):

@@ -9,7 +9,8 @@ from trainings import config_of, numbers, same, train
 
 from tlray.cache import Places
 from tlray.training.features import extract, extraction_batch, feature_key
-from tlray.training.loop import PhaseRunner
+from tlray.training.loop import PhaseRunner, worth_caching
+from tlray.training.phases import Phase
 from tlray.training.setup import prepare
 from tlray.training.world import World
 
@@ -130,3 +131,26 @@ def test_features_do_not_depend_on_the_batches_of_the_extraction(head, places, t
     assert [extraction_batch(size) for size in (28, 64, 128, 224, 1024)] == [512, 512, 128, 41, 32]
     several, one = (extract(prepared.model, prepared.task.train, size, "float32", torch.device("cpu")) for size in (1024, 28))
     np.testing.assert_allclose(several, one, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs", "drawn", "images", "worth"),
+    [
+        ({}, 1, 100, 100, True),
+        ({"samples": 10}, 2, 10, 80, True),
+        ({"samples": 10}, 2, 10, 81, False),
+        ({"steps_per_epoch": 125, "batch_size": 32}, 2, 54_000, 54_000, False),  # 8,000 images of 54,000
+        ({"steps_per_epoch": 125, "batch_size": 32}, 4, 54_000, 54_000, True),
+        ({"steps_per_epoch": 5, "batch_size": 4}, 1, 3, 80, True),  # images that come again count again
+    ],
+)
+def test_features_are_worth_caching_where_a_quarter_of_the_split_is_read(settings, epochs, drawn, images, worth):
+    assert worth_caching(config_of("digits", **settings), Phase(epochs, ()), drawn, images) is worth
+
+
+@pytest.mark.parametrize(("epochs", "cached"), [(1, False), (2, True)])
+def test_a_short_phase_of_the_head_computes_what_it_needs(head, own, toy, epochs, cached):
+    config = replace(head, task=toy(train=40), samples=6, epochs=epochs, batch_size=6)
+    found, _ = train(config, own)
+    assert [epoch.metrics["cached"] for epoch in found] == [cached] * epochs
+    assert len(files(own)) == (2 if cached else 0)

@@ -18,6 +18,8 @@ from tlray.training.world import World
 pytestmark = pytest.mark.slow
 
 METRICS_ALIKE = ("val_accuracy", "val_auroc", "val_f1", "val_ece", "train_accuracy")
+IMAGES = {"objective": "autoencoder", "monitor": "ssim", "lr": 0.003}
+IMAGES_ALIKE = ("val_mse", "val_psnr", "val_ssim")
 
 
 def outcome(config: Config, places: Places, world: World | None = None) -> dict[str, Any]:
@@ -72,6 +74,10 @@ def configs(toy: Callable[..., str], encoder: Callable[..., str]) -> dict[str, C
         "head_then_full": config(9, unfreeze="head_then_full", epochs=2, **resnet),
         "gradual": config(10, unfreeze="gradual", epochs=3, optimizer="sgd", lr=0.01, **resnet),
         "first_1": config(9, unfreeze="first_1", epochs=1, **resnet),
+        "images": config(13, kind="multilabel", **IMAGES),
+        "images_scarce": config(13, val=2, batch_size=3, **IMAGES),
+        "images_random": config(13, augment="affine", dropout=0.3, **IMAGES),
+        "images_batch_norm": config(10, backbone="mobilenet_v2", epochs=1, **IMAGES),
         "diverging": config(20, batch_size=8, optimizer="sgd", lr=100.0),
         "narrow": config(9, unfreeze="head_then_full", **{**resnet, "batch_size": 3}),
     }
@@ -90,19 +96,23 @@ def gap(one: dict[str, Any], two: dict[str, Any]) -> float:
     return max(abs(a[key] - b[key]) for a, b in zip(one["history"], two["history"], strict=True) for key in ("train_loss", "val_loss"))
 
 
-@pytest.mark.parametrize("name", ["plain", "weighted", "multilabel", "steps", "float64", "scarce", "head"])
+@pytest.mark.parametrize("name", ["plain", "weighted", "multilabel", "steps", "float64", "scarce", "head", "images", "images_scarce"])
 def test_two_workers_give_what_one_gives(configs, places, ranks, name):
     alone = outcome(configs[name], places)
     assert gap(alone, ranks[0][name]) < 1e-5
     for one, two in zip(alone["history"], ranks[0][name]["history"], strict=True):
-        for metric in METRICS_ALIKE:
+        for metric in IMAGES_ALIKE if name.startswith("images") else METRICS_ALIKE:
             assert one[metric] == pytest.approx(two[metric], abs=1e-5)
     torch.testing.assert_close(alone["tensors"], ranks[0][name]["tensors"], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
-    "name", ["plain", "weighted", "multilabel", "steps", "scarce", "random", "head", "uncached", "head_then_full", "gradual", "first_1"]
-)
+    "name",
+    [
+        "plain", "weighted", "multilabel", "steps", "scarce", "random", "head", "uncached", "head_then_full", "gradual", "first_1",
+        "images", "images_scarce", "images_random", "images_batch_norm",
+    ],
+)  # fmt: skip
 def test_both_ranks_hold_the_same_network_and_tell_the_same(ranks, name):
     first, second = (each[name] for each in ranks)
     assert "error" not in first, first

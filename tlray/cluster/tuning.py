@@ -21,7 +21,7 @@ from tlray.cluster.trial import Job, distributed, fail, in_process
 from tlray.config import Config
 from tlray.errors import RunError
 from tlray.results import STOPPED, Trial, end_trial, read_trial, read_trials, trial_folder, winner, write_trial
-from tlray.training.checkpoint import found, newest_checkpoint
+from tlray.training.checkpoint import found, newest_checkpoint, thin
 
 log = logging.getLogger(__name__)
 GRACE_EPOCHS, REDUCTION = 2, 2
@@ -39,8 +39,8 @@ class Listener(Protocol):
 class Book:
     """The trials of one cell as the driver knows them; every change is on disk before it counts.
 
-    keep_best: keep the checkpoints of every trial (each is evaluated later), not of the best one alone. stopped: the epoch with which
-    a trial that was stopped ends; the workers of a TorchTrainer do not wait for the verdict and may be further by then.
+    keep_best: keep the best epoch's checkpoint of every trial (each is evaluated later), not of the best trial alone. stopped: the epoch
+    with which a trial that was stopped ends; the workers of a TorchTrainer do not wait for the verdict and may be further by then.
     """
 
     job: Job
@@ -49,6 +49,7 @@ class Book:
     keep_best: bool = False
     trials: dict[int, Trial] = field(default_factory=dict)
     stopped: dict[int, int] = field(default_factory=dict)
+    thinned: set[int] = field(default_factory=set)
 
     def open(self) -> None:
         """Read what an earlier driver left, with the histories of trials that had not ended."""
@@ -80,12 +81,21 @@ class Book:
     def sweep(self, keep: int | None = None) -> None:
         """Delete the checkpoints of ended trials but the winner's; `keep` may still be written by a process that is being stopped."""
         if self.keep_best:
+            self._thin()
             return
         best = winner([trial for trial in self.trials.values() if trial.ended], self.minimise)
         for number, trial in self.trials.items():
             if trial.ended and number != keep and (best is None or number != best[0].number):
                 for _, path in found(trial_folder(self.job.cell, number) / "checkpoints"):
                     path.unlink(missing_ok=True)
+
+    def _thin(self) -> None:
+        for number, trial in self.trials.items():
+            row = trial.best_row(self.minimise) if trial.ended else None
+            folder = trial_folder(self.job.cell, number) / "checkpoints"
+            if row and number not in self.thinned and any(epoch == row["epoch"] for epoch, _ in found(folder)):
+                thin(folder, row["epoch"])
+                self.thinned.add(number)
 
     def show(self) -> None:
         """Set the gauges."""

@@ -15,7 +15,12 @@ from tlray.registry import AUGMENTS
 SHIFT = 1 / 8
 """Largest translation as a share of the image's side."""
 DEGREES = 10.0
+"""Largest turn of `affine`."""
+TURN = 15.0
+"""Largest turn of `rotate`."""
 SCALE = 0.1
+ERASED = (0.05, 0.25)
+"""Smallest and largest share of the image in the rectangle of `erase`, before it is cut off at the edges."""
 
 
 @AUGMENTS.register("none")
@@ -62,6 +67,78 @@ def affine(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tenso
     drawn = torch.rand(count, 4, generator=generator, device=images.device) * 2 - 1
     angle, scale = drawn[:, 0] * math.radians(DEGREES), 1 + drawn[:, 1] * SCALE
     cosine, sine, move = angle.cos() / scale, angle.sin() / scale, drawn[:, 2:] * 2 * SHIFT
-    matrix = torch.stack([cosine, -sine, move[:, 0], sine, cosine, move[:, 1]], 1).reshape(count, 2, 3)
-    grid = functional.affine_grid(matrix, list(images.shape), align_corners=False).to(images.dtype)
-    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False), targets
+    return _warped(images, torch.stack([cosine, -sine, move[:, 0], sine, cosine, move[:, 1]], 1)), targets
+
+
+@AUGMENTS.register("rotate")
+def rotate(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Turned by up to 15 degrees about the centre; bilinear, the edge filled by reflection."""
+    angle = (torch.rand(len(images), generator=generator, device=images.device) * 2 - 1) * math.radians(TURN)
+    cosine, sine, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    return _warped(images, torch.stack([cosine, -sine, zero, sine, cosine, zero], 1)), targets
+
+
+@AUGMENTS.register("erase")
+def erase(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """In half of the images a rectangle of up to a quarter of the area takes the image's mean (Zhong et al. 2020, arXiv:1708.04896)."""
+    count = len(images)
+    drawn = torch.rand(count, 2, generator=generator, device=images.device)
+    share = ERASED[0] + drawn[:, 0] * (ERASED[1] - ERASED[0])
+    inside = _boxes(images, share, generator) & (drawn[:, 1] < 0.5)[:, None, None]
+    return torch.where(inside[:, None], images.mean((2, 3), keepdim=True), images), targets
+
+
+@AUGMENTS.register("mixup")
+def mixup(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Each image blended with another one of the batch, labels likewise; each weight uniform in 0..1 (Zhang et al. 2018, arXiv:1710.09412).
+
+    A batch of one has no other and stays as it is.
+    """
+    partner = _partners(images, generator)
+    weight = torch.rand(len(images), generator=generator, device=images.device)
+    blended = weight[:, None, None, None] * images + (1 - weight)[:, None, None, None] * images[partner]
+    return blended, _blended(targets, partner, weight)
+
+
+@AUGMENTS.register("collage")
+def collage(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """A rectangle of each image replaced by the same place of another one of the batch, labels weighted by area.
+
+    The rectangle's share of the image is uniform in 0..1 before it is cut off at the image's edges (CutMix, Yun et al. 2019,
+    arXiv:1905.04899). A batch of one has no other and stays as it is.
+    """
+    partner = _partners(images, generator)
+    inside = _boxes(images, torch.rand(len(images), generator=generator, device=images.device), generator)
+    kept = 1 - inside.to(torch.float32).mean((1, 2))
+    return torch.where(inside[:, None], images[partner], images), _blended(targets, partner, kept)
+
+
+def _partners(images: Tensor, generator: Generator) -> Tensor:
+    """int64 [N]: for each image another one of the batch, never itself (but in a batch of one)."""
+    count = len(images)
+    step = torch.randint(1, max(2, count), (count,), generator=generator, device=images.device)
+    return (torch.arange(count, device=images.device) + step) % max(1, count)
+
+
+def _blended(targets: Tensor, partner: Tensor, weight: Tensor) -> Tensor:
+    """Soft labels [N, K]: `weight` [N] of the image's own, the rest of its partner's."""
+    weight = weight.to(targets.dtype)[:, None]
+    return weight * targets + (1 - weight) * targets[partner]
+
+
+def _boxes(images: Tensor, share: Tensor, generator: Generator) -> Tensor:
+    """bool [N, H, W]: inside a rectangle of `share` [N] of the image, of its shape, centred anywhere in it, cut off at its edges."""
+    count, _, height, width = images.shape
+    centre = torch.rand(count, 2, generator=generator, device=images.device)
+    inside = []
+    for axis, side in enumerate((height, width)):
+        half, middle = side * share.sqrt() / 2, centre[:, axis] * side
+        at = torch.arange(side, device=images.device) + 0.5
+        inside.append((at > (middle - half)[:, None]) & (at < (middle + half)[:, None]))
+    return inside[0][:, :, None] & inside[1][:, None, :]
+
+
+def _warped(images: Tensor, rows: Tensor) -> Tensor:
+    """The images [N, C, H, W] seen through one 2 x 3 matrix each (float [N, 6]); bilinear, the edge filled by reflection."""
+    grid = functional.affine_grid(rows.reshape(-1, 2, 3), list(images.shape), align_corners=False).to(images.dtype)
+    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)

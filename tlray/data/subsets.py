@@ -70,18 +70,32 @@ def _proportional(counts: np.ndarray, total: int) -> np.ndarray:
 def _folds(task: Task, folds: int) -> np.ndarray:
     """int64 [N]: the fold of every training image; groups and identical images stay in one.
 
-    Raises DataError when a fold would be empty or of one class.
+    Raises DataError when a class has too few images (or groups) for every fold to get one, or a fold is of one class.
     """
     key = (task.fingerprint, folds)
     if key not in _known:
-        hashes = pixel_hashes(task.train.images)
-        _known[key] = deal(task.train.labels, ties(hashes, task.train.groups), folds, FOLD_SEED)
+        tie = ties(pixel_hashes(task.train.images), task.train.groups)
+        if task.kind != "multilabel":
+            _check_classes(task, tie, folds)
+        _known[key] = deal(task.train.labels, tie, folds, FOLD_SEED)
     fold = _known[key]
     for number in range(folds):
         labels = task.train.labels[fold == number]
         if not len(labels) or (task.kind != "multilabel" and len(np.unique(labels)) < 2):
             raise DataError(f"folds={folds}: fold {number} of task {task.name} would not have images of two classes: use fewer folds")
     return fold
+
+
+def _check_classes(task: Task, tie: np.ndarray, folds: int) -> None:
+    for number, name in enumerate(task.classes):
+        of_class = task.train.labels == number
+        sets = len(np.unique(tie[of_class]))
+        if 0 < sets < folds:
+            tied = "" if sets == of_class.sum() else f", in {sets} sets that must stay together"
+            raise DataError(
+                f"folds={folds}: class {name!r} of task {task.name} has {of_class.sum()} training images{tied}, too few for every fold "
+                "to get one: use fewer folds"
+            )
 
 
 _known: dict[tuple[str, int], np.ndarray] = {}

@@ -66,7 +66,7 @@ def evaluate_task(model: Model, task: str, places: Places, split: str = "test", 
     Raises DataError when kind, number of classes or colour do not fit, or the classes are the model's in another order.
     """
     opened = open_task(task, model.size, places)
-    notes = _fitting(model, opened)
+    notes = fitting(model, opened)
     if split == "test":
         purpose = f"evaluate {model.folder}"
         data = open_test(opened, ledger or model.folder / "test_ledger.jsonl", purpose)
@@ -90,7 +90,7 @@ def evaluate_task(model: Model, task: str, places: Places, split: str = "test", 
     }
 
 
-def _fitting(model: Model, task: Task) -> list[str]:
+def fitting(model: Model, task: Task) -> list[str]:
     """Sentences about what differs between a task and the one the model was trained on; DataError when it cannot be scored."""
     name, ours, theirs = task.name, list(model.classes), list(task.classes)
     if task.kind != model.kind or len(theirs) != len(ours):

@@ -29,13 +29,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(backbone.num_features, outputs))
-        for name, values in (("mean", mean), ("std", std)):
-            values = tuple(values) * backbone.channels if len(values) == 1 else tuple(values)
-            if len(values) != backbone.channels:
-                raise WeightsError(
-                    f"the weights normalise {len(values)} channels, but {backbone.name} takes {backbone.channels}: name others"
-                )
-            self.register_buffer(name, torch.tensor(values), persistent=False)
+        register_normalisation(self, backbone, mean, std)
 
     @property
     def linear(self) -> nn.Linear:
@@ -49,14 +43,38 @@ class Classifier(nn.Module):
 
         Raises DataError for any other number of channels.
         """
-        if images.shape[1] not in (1, self.backbone.channels):
-            raise DataError(f"images have {images.shape[1]} channels, but this network takes {self.backbone.channels}")
-        mean, std = (255 * each.view(1, -1, 1, 1) for each in (self.mean, self.std))
-        return (images.to(mean.dtype) - mean) / std
+        return normalised(images, self.mean, self.std)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """What the head takes, of the last stage's output: [N, C, H, W] -> [N, num_features]."""
+        return self.backbone.pool(x)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, outputs] of pixels 0..255 (uint8 or float) [N, c, H, W]; N may be 0."""
         return self.head(self.backbone(self.normalise(images)))
+
+
+def register_normalisation(module: nn.Module, backbone: Backbone, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Give `module` the buffers mean and std, one number per channel of the backbone, which are no part of its state.
+
+    Raises WeightsError when there are more or fewer of them than channels (one stands for all).
+    """
+    for name, values in (("mean", mean), ("std", std)):
+        values = tuple(values) * backbone.channels if len(values) == 1 else tuple(values)
+        if len(values) != backbone.channels:
+            raise WeightsError(f"the weights normalise {len(values)} channels, but {backbone.name} takes {backbone.channels}: name others")
+        module.register_buffer(name, torch.tensor(values), persistent=False)
+
+
+def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Pixels 0..255 [N, c, H, W] -> float [N, C, H, W], less `mean` over `std` (both of pixels in 0..1, [C]); grey (c = 1) is repeated.
+
+    Raises DataError for any other number of channels.
+    """
+    if images.shape[1] not in (1, len(mean)):
+        raise DataError(f"images have {images.shape[1]} channels, but this network takes {len(mean)}")
+    mean, std = (255 * each.view(1, -1, 1, 1) for each in (mean, std))
+    return (images.to(mean.dtype) - mean) / std
 
 
 def build_classifier(

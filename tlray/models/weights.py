@@ -24,6 +24,7 @@ from torchvision import models
 
 from tlray.cache import Places, array_digest, atomic_path, digest, file_digest
 from tlray.errors import WeightsError
+from tlray.models.autoencoder import Network
 from tlray.models.backbones import Backbone, build_backbone
 from tlray.models.classifier import Classifier
 
@@ -82,14 +83,14 @@ def encoder_of(state: dict[str, Tensor], head: dict[str, Tensor] | None, mean: S
     return Encoder(state, head, tuple(mean), tuple(std), digest(contents, list(mean), list(std)), tuple(notes), source)
 
 
-def load_encoder(model: Classifier, encoder: Encoder, classes: Sequence[str]) -> list[str]:
-    """Load an encoder into a classifier of a task with these class names; returns one sentence per thing worth knowing.
+def load_encoder(model: Network, encoder: Encoder, classes: Sequence[str]) -> list[str]:
+    """Load an encoder into the network of a task with these class names; returns one sentence per thing worth knowing.
 
-    The head is loaded only when it has as many outputs and, where the source names its classes, names the same ones.
+    The head is loaded only into a classifier, when it has as many outputs and, where the source names its classes, names the same ones.
     """
     model.backbone.load_state_dict(encoder.state)
     notes = list(encoder.notes)
-    if encoder.head is None:
+    if encoder.head is None or not isinstance(model, Classifier):
         return notes
     linear, name = model.linear, encoder.source.get("file", encoder.source.get("weights", "the weights"))
     theirs, ours = len(encoder.head["weight"]), linear.out_features
@@ -102,17 +103,19 @@ def load_encoder(model: Classifier, encoder: Encoder, classes: Sequence[str]) ->
     return [*notes, f"head of {ours} outputs in {name} kept" + ("" if named is not None else ", which does not name its classes")]
 
 
-def save_weights(path: str | Path, model: Classifier, metadata: dict[str, Any]) -> None:
-    """Write a classifier as safetensors, atomically: float32 tensors and, under `tlray`, JSON metadata.
+def save_weights(path: str | Path, model: Network, metadata: dict[str, Any], with_head: bool = True) -> None:
+    """Write a network as safetensors, atomically: float32 tensors and, under `tlray`, JSON metadata.
 
     Args:
         path: the file.
         model: its backbone's name, mean and std are added to the metadata.
         metadata: JSON; `classes`, the class names in order, decides later whether the head can be kept.
+        with_head: whether the head (an autoencoder's decoder) is written beside the backbone.
     """
     tensors = {
         name: tensor.detach().cpu().to(torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in model.state_dict().items()
+        if with_head or name.startswith("backbone.")
     }
     # str() of a float32 is the shortest text that gives it back: .485, not .48500001431
     normalisation = {name: [float(str(each)) for each in getattr(model, name).float().numpy(force=True)] for name in ("mean", "std")}
@@ -300,7 +303,9 @@ def _checked(path: Path, network: Backbone, tensors: dict[str, Tensor], names: d
             f"first {wrong[0]}"
         )
     left = tensors.keys() - set(names.values())
-    extra = sorted(name for name in left if not name.startswith(tuple(f"{each}." for each in HEADS)) and "num_batches_tracked" not in name)
+    ours = any(name.startswith("backbone.") for name in names.values())
+    heads = ("head.",) if ours else tuple(f"{each}." for each in HEADS)  # a head of ours may be an autoencoder's decoder
+    extra = sorted(name for name in left if not name.startswith(heads) and "num_batches_tracked" not in name)
     if extra:
         raise WeightsError(f"weights {path} are not those of a {network.name}: {len(extra)} tensors too many, first {extra[0]}")
     return state, tuple(f"{path.name}: {each} numbers read as float32" for each in sorted(converted))

@@ -103,12 +103,25 @@ class Resampled:
 def _loss(r: Resampled) -> np.ndarray:
     if r.multilabel:
         clipped = np.clip(np.where(r.truth, r.probabilities, 1 - r.probabilities), 1e-12, 1)
-        return r.mean(-np.log(clipped).mean(axis=1))
-    return r.mean(-np.log(np.clip(r.probabilities[np.arange(len(r.labels)), r.labels], 1e-12, 1)))
+        return -np.log(clipped).mean(axis=1)
+    return -np.log(np.clip(r.probabilities[np.arange(len(r.labels)), r.labels], 1e-12, 1))
 
 
 def _accuracy(r: Resampled) -> np.ndarray:
-    return r.mean((r.decided == r.truth).mean(axis=1) if r.multilabel else (r.top == r.labels).astype(float))
+    return (r.decided == r.truth).mean(axis=1) if r.multilabel else (r.top == r.labels).astype(float)
+
+
+def _medmnist_acc(r: Resampled) -> np.ndarray:
+    return ((r.scores > 0.5) == r.truth).mean(axis=1) if r.kind in ("binary", "multilabel") else _accuracy(r)
+
+
+PER_IMAGE: dict[str, Callable[[Resampled], np.ndarray]] = {
+    "loss": _loss,
+    "accuracy": _accuracy,
+    "mae": lambda r: np.abs(r.top - r.labels).astype(float),
+    "medmnist_acc": _medmnist_acc,
+}
+"""Metrics that are means over images: what each image counts, float [N], whatever is drawn."""
 
 
 def _balanced_accuracy(r: Resampled) -> np.ndarray:
@@ -140,10 +153,6 @@ def _ece(r: Resampled, bins: int = 15) -> np.ndarray:
     return np.mean(gaps, axis=0)
 
 
-def _mae(r: Resampled) -> np.ndarray:
-    return r.mean(np.abs(r.top - r.labels).astype(float))
-
-
 def _quadratic_kappa(r: Resampled) -> np.ndarray:
     classes = r.confusion.shape[1]
     penalty = (np.arange(classes)[:, None] - np.arange(classes)) ** 2
@@ -151,15 +160,8 @@ def _quadratic_kappa(r: Resampled) -> np.ndarray:
     return 1 - (r.confusion * penalty).sum(axis=(1, 2)) / (expected * penalty).sum(axis=(1, 2))
 
 
-def _medmnist_acc(r: Resampled) -> np.ndarray:
-    if r.kind in ("binary", "multilabel"):
-        return r.mean(((r.scores > 0.5) == r.truth).mean(axis=1))
-    return _accuracy(r)
-
-
 RESAMPLED: dict[str, Callable[[Resampled], np.ndarray]] = {
-    "loss": _loss,
-    "accuracy": _accuracy,
+    **{name: lambda r, one=one: r.mean(one(r)) for name, one in PER_IMAGE.items()},
     "balanced_accuracy": _balanced_accuracy,
     "f1": lambda r: r.macro(2 * r.hits / (r.positives + r.said)),
     "precision": lambda r: r.macro(r.hits / np.maximum(r.said, 1)),
@@ -168,9 +170,7 @@ RESAMPLED: dict[str, Callable[[Resampled], np.ndarray]] = {
     "auroc": lambda r: r.macro(r.aurocs),
     "average_precision": _average_precision,
     "ece": _ece,
-    "mae": _mae,
     "quadratic_kappa": _quadratic_kappa,
-    "medmnist_acc": _medmnist_acc,
     "medmnist_auc": lambda r: r.aurocs.mean(axis=1),
 }
 """Metrics that can be resampled, from a Resampled to float [B]."""

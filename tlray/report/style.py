@@ -32,7 +32,7 @@ STYLE: Any = {
 }  # fmt: skip
 NAMES = {
     "auroc": "AUROC", "average_precision": "average precision", "ece": "calibration error (ECE)", "f1": "F1", "mae": "MAE",
-    "medmnist_acc": "ACC (MedMNIST)", "medmnist_auc": "AUC (MedMNIST)",
+    "medmnist_acc": "ACC (MedMNIST)", "medmnist_auc": "AUC (MedMNIST)", "mse": "MSE", "psnr": "PSNR", "ssim": "SSIM",
 }  # fmt: skip
 SHORT = 24
 """Letters of a class name that fit beside an axis."""
@@ -95,3 +95,23 @@ def _inline(svg: str, title: str) -> str:
         return f"{found[1]}var(--{VARIABLES[found[2]]})" if found[2] in VARIABLES else found[0]
 
     return re.sub(r"((?:fill|stroke|stop-color): )(#[0-9a-f]{6})", variable, svg)
+
+
+def standalone(svg: str) -> str:
+    """A picture's SVG as a file of its own for browsers and image viewers: its colours written out, on white, with a size in points.
+
+    Raises ValueError when `svg` has no viewBox.
+    """
+    names = {name: colour for colour, name in VARIABLES.items()}
+    svg = re.sub(r"var\(--(\w+)\)", lambda found: names.get(found[1], found[0]), svg[svg.index("<svg") :])
+    opening = re.match(r'<svg(?:[^>"]|"[^"]*")*', svg)
+    head = opening[0] if opening else ""
+    box = re.search(r'viewBox="[\d.-]+ [\d.-]+ ([\d.]+) ([\d.]+)"', head)
+    if box is None:
+        raise ValueError("the SVG has no viewBox")
+    rest = svg[len(head) + 1 :]
+    head = re.sub(r' (?:width|height|style)="[^"]*"', "", head)
+    spaces = {"xmlns": "http://www.w3.org/2000/svg", "xmlns:xlink": "http://www.w3.org/1999/xlink"}
+    missing = "".join(f' {name}="{address}"' for name, address in spaces.items() if f" {name}=" not in head)
+    head = f'{head}{missing} width="{box[1]}pt" height="{box[2]}pt"'
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{head}>\n<rect width="100%" height="100%" fill="#ffffff"/>{rest}\n'

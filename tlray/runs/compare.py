@@ -1,92 +1,174 @@
-"""A comparison: a full grid across named values and seeds, every training to its end, no search."""
+"""A comparison: every combination of named values under every seed (and fold), each training to its end, no search."""
 
-import itertools
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from tlray.cluster.trial import Job
-from tlray.config import FIELDS, Config
-from tlray.data.held_out import open_test
+from tlray.config import Config
+from tlray.data.task import open_task
 from tlray.errors import ConfigError, Interrupted, RunError
-from tlray.models.kinds import KINDS
-from tlray.registry import did_you_mean
-from tlray.report.stats import t_interval
-from tlray.results import Trial, rows_of
-from tlray.runs.delivery import assemble, logits_of
+from tlray.report.comparing import compare_arms, conclusion
+from tlray.report.stats import Spread
+from tlray.results import Trial, read_trials, rows_of
+from tlray.runs.arms import Across, Grid, make_grid
+from tlray.runs.delivery import describe_task
+from tlray.runs.evaluation import Scored, TestDoor, score
+from tlray.runs.figures import chosen_arms, interval_of, measured, spreads_of, validated, validation_share
 from tlray.runs.folder import Run, finish, prepare_weights
-from tlray.training.metrics import evaluate
+from tlray.runs.planning import check_training
+from tlray.runs.progress import Display
 
 FOLDER = "comparison"
+METRICS = ("auroc", "accuracy", "balanced_accuracy", "f1")
+"""Test metrics that arms are compared by; the conclusion is drawn from the first."""
+Pairs = Callable[[dict[str, float]], Sequence[tuple[str, str]]]
+"""From the mean best validation monitor of each arm to the pairs (arm, what it is compared with)."""
 
 
-def arms_of(base: Config, across: Mapping[str, Sequence[Any]]) -> dict[str, Config]:
-    """Every combination of the named values: "unfreeze=head lr=0.001" -> Config. Raises ConfigError for an unknown field."""
-    unknown = [name for name in across if name not in FIELDS]
-    if unknown:
-        raise ConfigError(f"across: unknown field {unknown[0]!r}{did_you_mean(unknown[0], FIELDS)}")
-    combinations = itertools.product(*across.values())
-    return {
-        " ".join(f"{name}={value}" for name, value in zip(across, values, strict=True)) or "base": replace(
-            base, **dict(zip(across, values, strict=True))
-        )
-        for values in combinations
-    }
+@dataclass(frozen=True)
+class Question:
+    """What a comparison is to answer.
+
+    title, text: for the report. metrics: see METRICS. pairs: which arms are compared; by default each with the first arm of its task.
+    """
+
+    title: str = ""
+    text: str = ""
+    metrics: Sequence[str] = METRICS
+    pairs: Pairs | None = None
 
 
-def compare(base: Config, across: Mapping[str, Sequence[Any]], run: Run, seeds: Sequence[int] = (0, 1, 2, 3, 4)) -> dict[str, Any]:
-    """Train every combination under every seed, choose by mean validation, then open the test split once for all; the summary.
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison: what stands in summary.json, and what pictures and verdicts are made from.
 
-    The choice stands in summary.json before the test split is opened. Seeds are shared, so arms are paired.
+    trials, scored: of each arm, one per replicate. spreads: arm -> metric -> bootstrap over test images.
+    """
+
+    run: Run
+    summary: dict[str, Any]
+    grid: Grid
+    trials: dict[str, list[Trial]]
+    scored: dict[str, list[Scored]]
+    spreads: dict[str, dict[str, Spread]]
+
+    def values(self, arm: str, metric: str, split: str = "test") -> list[float]:
+        """A metric of an arm's trainings, one per replicate."""
+        return [each.metrics(split)[metric] for each in self.scored[arm]]
+
+    def entry(self, arm: str) -> dict[str, Any]:
+        """An arm's entry in the summary."""
+        return next(each for each in self.summary["comparison"]["arms"] if each["arm"] == arm)
+
+    def paired(self, metric: str, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+        """Pairs of arms compared on a test metric, Holm over these (see `compare_arms`)."""
+        named = {name for pair in pairs for name in pair}
+        values = {arm: self.values(arm, metric) for arm in named}
+        spreads = {arm: self.spreads[arm][metric] for arm in named}
+        share = None if self.grid.folds is None else validation_share(self.grid, self.grid.arms[0], self.run)
+        return compare_arms(metric, pairs, values, spreads, share)
+
+
+def compare(
+    base: Config, across: Across, run: Run, seeds: Sequence[int] = (0, 1, 2, 3, 4), question: Question | None = None
+) -> Comparison:  # fmt: skip
+    """Train every combination under every seed, choose by mean validation, then open the test split once for all.
+
+    The choice stands in summary.json before the test split is opened. Seeds (and folds) are shared, so arms are paired. A run that was
+    interrupted, also while it was scored, goes on where it was.
 
     Args:
-        across: field -> values.
+        base: what is the same everywhere.
+        across: see `Across`; `folds=[K]` repeats every arm over K folds of the training split.
         seeds: each sets the draw of samples, the initial weights and everything random.
 
-    Raises Interrupted after Ctrl-C, with the state saved; RunError when a training came to no epoch.
+    Raises Interrupted after Ctrl-C, with the state saved; RunError when a training came to no epoch; the UserError of a wrong
+    configuration before anything is trained.
     """
+    started, question = time.monotonic(), question or Question()
+    grid = make_grid(base, across, seeds)
+    names = _check(grid, run)
+    prepare_weights([config for _, config in grid.configs], run)
+    trials = _train(grid, run)
+    rows = [{**row, "task": names[row["config/task"]]} for row in rows_of(FOLDER, base.task, trials)]
+    if len(trials) < len(grid.configs) or not all(trial.ended for trial in trials):
+        finish(run, "compare", rows, [], partial=True, seconds=0.0)
+        raise Interrupted(f"interrupted; what is done is saved: the same command with --resume goes on in {run.folder}")
+    of_arm = {arm: [trial for trial in trials if trial.arm == arm] for arm in grid.arms}
+    intervals = {arm: interval_of(grid, arm, run) for arm in grid.arms}
+    entries = [validated(grid, arm, of_arm[arm], names[grid.first(arm).task], intervals[arm]) for arm in grid.arms]
+    about = _about(grid, run, question, entries)
+    finish(run, "compare", rows, [], partial=True, seconds=time.monotonic() - started, more={"comparison": about})
+    scored = _scored(run, grid, of_arm)
+    about["arms"] = [measured(entry, scored[entry["arm"]], intervals[entry["arm"]]) for entry in entries]
+    tasks = {entry["arm"]: entry["task"] for entry in entries}
+    spreads = spreads_of(scored, tasks, question.metrics)
+    for entry in about["arms"]:
+        entry["test_noise"] = {metric: spread.summary() for metric, spread in spreads[entry["arm"]].items()}
+        about["tasks"][entry["task"]]["images_test"] = len(scored[entry["arm"]][0].labels["test"])
+    done = Comparison(run, {"comparison": about}, grid, of_arm, scored, spreads)
+    pairs = _pairs(question, entries, tasks)
+    about["comparisons"] = [each for metric in question.metrics for each in done.paired(metric, pairs)]
+    images = {task: facts["images_test"] for task, facts in about["tasks"].items()}
+    about["conclusion"] = conclusion(about["comparisons"], question.metrics[0], len(grid.seeds), images, grid.folds)
+    summary = finish(run, "compare", rows, [], partial=False, seconds=time.monotonic() - started, more={"comparison": about})
+    return replace(done, summary=summary)
+
+
+def _check(grid: Grid, run: Run) -> dict[str, str]:
+    """Find what is wrong before Ray works: names, data, subsets, folds, weights, a run of other settings; the name of each task."""
+    checked, names = set(), {}
+    for _, config in grid.configs:
+        key = str(replace(config, seed=0, fold=None if config.folds is None else 0))
+        if key not in checked:
+            checked.add(key)
+            task = open_task(config.task, config.size, run.places)
+            check_training(config, task, run.places)
+            names[config.task] = task.name
+    for trial in read_trials(run.folder / FOLDER):
+        wanted = grid.configs[trial.number][1].to_dict() if trial.number < len(grid.configs) else {"number of trainings": len(grid.configs)}
+        different = [name for name, value in wanted.items() if name != "threads" and trial.config.get(name) != value]
+        if different:
+            raise RunError(f"{run.folder} was started with another {different[0]}: repeat its command, or give another --name")
+    return names
+
+
+def _train(grid: Grid, run: Run) -> list[Trial]:
     from tlray.cluster import tuning  # imports Ray
 
-    started = time.monotonic()
-    arms = arms_of(base, across)
-    grid = [(name, replace(config, seed=seed)) for name, config in arms.items() for seed in seeds]
-    prepare_weights([config for _, config in grid], run)
     job = Job(run.name, run.folder / FOLDER, f"{run.name}-{FOLDER}", run.places, run.resources)
-    trials = tuning.grid(tuning.Book(job, base.minimise, keep_best=True), grid)
-    rows = rows_of(FOLDER, base.task, trials)
-    if len(trials) < len(grid) or not all(trial.ended for trial in trials):
-        finish(run, "compare", rows, [], partial=True, seconds=0.0)
-        raise Interrupted(f"interrupted; what is done is saved: the same call with resume goes on in {run.folder}")
-    entries = [_validated(name, [trial for trial in trials if trial.arm == name], base.minimise) for name in arms]
-    best = min(entries, key=lambda entry: entry["validation"]["mean"] * (1 if base.minimise else -1))
-    chosen = {"arms": entries, "chosen": best["arm"]}
-    finish(run, "compare", rows, [], partial=True, seconds=time.monotonic() - started, more=chosen)
-    for entry in entries:
-        entry["test"] = _tested(run, [trial for trial in trials if trial.arm == entry["arm"]], base.minimise)
-    return finish(run, "compare", rows, [], partial=False, seconds=time.monotonic() - started, more=chosen)
+    with Display(run.console, {FOLDER: len(grid.configs)}, grid.base.monitor, grid.base.minimise) as display:
+        display.already(FOLDER, read_trials(run.folder / FOLDER))
+        return tuning.grid(tuning.Book(job, grid.base.minimise, display, keep_best=True), grid.configs)
 
 
-def _validated(name: str, trials: list[Trial], minimise: bool) -> dict[str, Any]:
-    """An arm's best validation monitor of each seed, with a t-interval over seeds."""
-    rows = [trial.best_row(minimise) for trial in trials]
-    for trial, row in zip(trials, rows, strict=True):
-        if row is None:
-            raise RunError(f"{name}, seed {trial.config['seed']}, came to no epoch: {trial.reason or trial.status}")
-    config = {key: value for key, value in trials[0].config.items() if key != "seed"}
-    return {"arm": name, "config": config, "validation": t_interval([row["monitor"] for row in rows if row])}
+def _about(grid: Grid, run: Run, question: Question, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The part of the summary that validation settles."""
+    sizes = {each["config"]["task"]: each["config"]["size"] for each in entries}
+    facts = [describe_task(spec, size, run.places) for spec, size in sizes.items()]
+    return {
+        "title": question.title or run.name, "question": question.text, "monitor": grid.base.monitor, "minimise": grid.base.minimise,
+        "metrics": list(question.metrics), "seeds": grid.seeds, "folds": grid.folds, "tasks": {each["task"]: each for each in facts},
+        "chosen": chosen_arms(entries, grid.base.minimise), "arms": entries, "comparisons": [], "conclusion": "", "claims": [],
+    }  # fmt: skip
 
 
-def _tested(run: Run, trials: list[Trial], minimise: bool) -> dict[str, Any]:
-    """Every test metric of an arm's seeds at their best validation epoch, threshold .5, with t-intervals over seeds."""
-    measured = []
-    for trial in trials:
-        row = trial.best_row(minimise)
-        assert row is not None
-        prepared = assemble(run.folder / FOLDER, trial, row["epoch"], run.places)
-        test = open_test(prepared.task, run.ledger, f"comparison: {trial.arm}, seed {trial.config['seed']}")
-        probabilities = KINDS[prepared.task.kind].probabilities(logits_of(prepared.model, prepared.task, test.images)).numpy()
-        measured.append(evaluate(prepared.task.kind, probabilities, np.asarray(test.labels)))
-    return {name: t_interval([each[name] for each in measured]) for name in measured[0]}
+def _scored(run: Run, grid: Grid, of_arm: dict[str, list[Trial]]) -> dict[str, list[Scored]]:
+    """Every training on its splits; the test split of each task is opened once, or not at all when all have been scored."""
+    door = TestDoor(run.ledger, f"comparison: {len(grid.configs)} trainings of {len(of_arm)} arms, after the choice by validation")
+    minimise, cell = grid.base.minimise, run.folder / FOLDER
+    return {arm: [score(cell, trial, minimise, run.places, door) for trial in trials] for arm, trials in of_arm.items()}
+
+
+def _pairs(question: Question, entries: list[dict[str, Any]], tasks: dict[str, str]) -> Sequence[tuple[str, str]]:
+    """The family of comparisons. Raises ConfigError for a pair that names no arm, or arms of two tasks."""
+    if question.pairs is None:
+        first = {task: arm for arm, task in reversed(tasks.items())}
+        return [(arm, first[task]) for arm, task in tasks.items() if arm != first[task]]
+    pairs = question.pairs({entry["arm"]: entry["validation"]["mean"] for entry in entries})
+    for pair in pairs:
+        if not set(pair) <= tasks.keys() or tasks[pair[0]] != tasks[pair[1]]:
+            raise ConfigError(f"pairs: {pair[0]!r} and {pair[1]!r} are not two arms of one task")
+    return pairs

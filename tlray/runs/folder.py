@@ -8,6 +8,7 @@ import shlex
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -18,12 +19,14 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 import tlray
-from tlray.cache import Places, write_json
+from tlray.cache import Places, write_bytes, write_json
 from tlray.cluster.resources import Resources, cluster
 from tlray.config import Config
 from tlray.errors import RunError
 from tlray.report.page import write_report
+from tlray.report.style import standalone
 from tlray.results import read_summary, write_results
+from tlray.runs.claims import Claim
 from tlray.training.pretrain import missing_pretraining
 from tlray.training.setup import available_threads
 
@@ -136,7 +139,8 @@ def prepare_weights(configs: Sequence[Config], run: Run) -> None:
     workers = max(1, run.resources.workers, gpus or min(len(needed), cpus))
     resources = Resources(workers, 1, max(1, cpus // workers), 1.0 if gpus else 0.0)
     sources = [replace(each, threads=resources.cpus) for each in needed.values()]
-    names = ", ".join(f"{each.backbone} on {each.task}" for each in sources)
+    kinds = Counter(f"{each.backbone} on {each.task}{' (autoencoder)' * (each.objective == 'autoencoder')}" for each in sources)
+    names = ", ".join(kind if count == 1 else f"{count} times {kind}" for kind, count in kinds.items())
     run.console.print(f"Pretraining {names} ({resources.processes} worker{'s' * (workers > 1)}) ...", markup=False, highlight=False)
     started = time.monotonic()
     pretrain_all(sources, run.places, resources, run.name, run.folder / "ray")
@@ -167,6 +171,34 @@ def finish(
     write_json(run.folder / "summary.json", summary)
     if rows:
         write_report(run.folder)
+    return summary
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture that belongs in a report. name: of its file. svg: inline, as `tlray.report.style.Picture` makes it."""
+
+    name: str
+    title: str
+    svg: str
+    caption: str
+
+
+def add_to_report(run: Run, drawings: Sequence[Drawing], claims: Sequence[Claim]) -> dict[str, Any]:
+    """Put pictures and verdicts into a finished comparison's summary and page; the summary.
+
+    Each picture stands in `pictures/`, as a file of its own, and in `pictures/inline/` for the page.
+    """
+    folder = run.folder / "pictures" / "inline"
+    folder.mkdir(parents=True, exist_ok=True)
+    for drawing in drawings:
+        write_bytes(folder / f"{drawing.name}.svg", drawing.svg.encode())
+        write_bytes(folder.parent / f"{drawing.name}.svg", standalone(drawing.svg).encode())
+    summary = read_summary(run.folder)
+    summary["pictures"] = [{"file": f"pictures/inline/{each.name}.svg", "title": each.title, "caption": each.caption} for each in drawings]
+    summary["comparison"]["claims"] = [vars(each) for each in claims]
+    write_json(run.folder / "summary.json", summary)
+    write_report(run.folder)
     return summary
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from tlray.cache import Places
-from tlray.config import Config, pretraining_source
+from tlray.config import AS_WEIGHTS, Config
 from tlray.data.subsets import select
 from tlray.data.task import Task, available, open_task
 from tlray.errors import ConfigError
@@ -195,18 +195,32 @@ def _allowed(base: Config, values: dict[str, Any], stages: Sequence[str]) -> boo
 
 
 def check_training(config: Config, task: Task, places: Places) -> None:
-    """Check what a training needs before any trial starts: subset, weights that are there, a size that the backbone takes."""
+    """Check what a training needs before any trial starts: subset, weights that are there, a size that the backbone takes.
+
+    So also for the pretraining that its weights come from. Raises the UserError of whatever is missing or wrong, also for an
+    autoencoder, of which no run can deliver a classifier.
+    """
+    if config.objective == "autoencoder":
+        raise ConfigError(f"objective='autoencoder' gives no classifier: an autoencoder is a pretraining, name it as {AS_WEIGHTS}")
     _, val, split = select(task, config)
     monitor_value(chance_metrics(task.kind, len(task.classes), np.asarray(split.labels[val])), config.monitor)
+    source = pretraining_config(config)
+    _check_network(config, task)
+    if source is None:
+        open_weights(config.weights, config.backbone, task.channels, places)
+        return
+    opened = open_task(source.task, source.size, places)
+    if source.objective == "autoencoder":  # it looks at no labels
+        select(opened, source)
+        _check_network(source, opened)
+    else:
+        check_training(source, opened, places)
+
+
+def _check_network(config: Config, task: Task) -> None:
     backbone = build_backbone(config.backbone, task.channels, config.dropout)
     backbone.check_size(config.size)
     phases(config, backbone.stage_names)
-    if pretraining_source(config.weights) is None:
-        open_weights(config.weights, config.backbone, task.channels, places)
-        return
-    source = pretraining_config(config)
-    assert source is not None
-    check_training(source, open_task(source.task, source.size, places), places)
 
 
 def estimate(cells: Sequence[Cell], trials: int, epochs: int, concurrent: int, threads: int) -> float | None:

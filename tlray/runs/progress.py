@@ -57,6 +57,9 @@ class Display:
         best = f"{min(values) if self.minimise else max(values):.4f}" if values else "-"
         config = trial.config
         knobs = f"{config['unfreeze']}, lr {config['lr']:.1e}, dropout {config['dropout']:.2f}, {config['scheduler']}, {config['augment']}"
+        if trial.arm:
+            fold = f", fold {config['fold']}" if config["fold"] is not None else ""
+            knobs = f"{trial.arm}, seed {config['seed']}{fold}"
         reason = f": {trial.reason}" if trial.status in ("failed", "nonfinite") else ""
         self.console.print(
             f"  {cell} trial {trial.number} {trial.status} after {len(trial.history)} epochs, best {self.monitor} {best} ({knobs}){reason}",

@@ -11,7 +11,7 @@ from tlray.cluster.sampler import Sampler
 from tlray.cluster.trial import Job
 from tlray.data.loader import mix
 from tlray.errors import Interrupted, RunError
-from tlray.results import Trial, read_trials, rows_of, winner
+from tlray.results import Trial, rank_key, read_trials, rows_of, winner
 from tlray.runs.delivery import deliver, describe_task, repeats_of, seed_figures
 from tlray.runs.folder import Run, finish, prepare_weights
 from tlray.runs.planning import Cell
@@ -46,6 +46,25 @@ def search(
     if none:
         raise RunError("; ".join(_why_none(cell, read_trials(run.folder / cell.name)) for cell in cells))
     return summary
+
+
+def best_by_validation(cells: Sequence[Cell], run: Run, *, trials: int, seed: int) -> Trial:
+    """Search every cell without opening the test split; the best training of all by validation.
+
+    Goes on where an interrupted call stopped. Raises Interrupted after Ctrl-C, RunError when no training came to an epoch.
+    """
+    prepare_weights([cell.base for cell in cells], run)
+    minimise = cells[0].base.minimise
+    with Display(run.console, {cell.name: trials for cell in cells}, cells[0].base.monitor, minimise) as display:
+        for cell in cells:
+            _search_cell(cell, run, display, trials, seed, None)
+            done = read_trials(run.folder / cell.name)
+            if len(done) < trials or not all(trial.ended for trial in done):
+                raise Interrupted(f"interrupted; what is done is saved: the same command with --resume goes on in {run.folder}")
+    found = [trial for cell in cells if (best := winner(read_trials(run.folder / cell.name), minimise)) for trial in [best[0]]]
+    if not found:
+        raise RunError("; ".join(_why_none(cell, read_trials(run.folder / cell.name)) for cell in cells))
+    return min(found, key=lambda trial: rank_key(trial.best_row(minimise) or {}, minimise))
 
 
 def _search_cell(cell: Cell, run: Run, display: Display, trials: int, seed: int, seconds: float | None) -> bool:

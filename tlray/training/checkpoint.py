@@ -62,6 +62,19 @@ def _prune(folder: Path, checkpoint: Checkpoint) -> None:
             path.unlink(missing_ok=True)
 
 
+def thin(folder: Path, epoch: int) -> None:
+    """Keep the checkpoint of one epoch of a training that has ended, without its optimizer's state; delete the others.
+
+    Raises RunError when that checkpoint is missing or damaged; then nothing is deleted.
+    """
+    whole = checkpoint_of_epoch(folder, epoch)
+    tensors = {key: value for key, value in whole.tensors.items() if not key.startswith("optimizer.")}
+    kept = save_checkpoint(folder, Checkpoint(tensors, whole.meta)) if len(tensors) < len(whole.tensors) else None
+    for number, path in found(folder):
+        if number != epoch or (kept is not None and path != kept):
+            path.unlink(missing_ok=True)
+
+
 def found(folder: Path) -> list[tuple[int, Path]]:
     """(epoch, file) of every checkpoint in `folder`, oldest first; temporary files are none."""
     if not folder.is_dir():

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from tlray.cache import Places, build_once, digest
 from tlray.data.task import Split
+from tlray.errors import ConfigError
 from tlray.models.classifier import Classifier
+from tlray.registry import did_you_mean
 
 FORMAT = 1
 
@@ -50,3 +53,42 @@ def cached_features(
 
     folder = build_once(places.folder("features") / key, build)
     return np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+
+
+POOLED = "features"
+"""What `stage_features` calls the pooled vector below the head."""
+MAP = 4
+"""Pixels on a side that `stage_features` keeps of a stage's maps."""
+
+
+def check_stage(model: Classifier, stage: str) -> None:
+    """Raise ConfigError, listing the choices, when a network has no such stage for `stage_features`."""
+    choices = [*model.backbone.stage_names, POOLED]
+    if stage not in choices:
+        guess = did_you_mean(stage, choices)
+        raise ConfigError(f"{model.backbone.name} has no stage {stage!r}{guess}: choose from {', '.join(choices)}")
+
+
+@torch.no_grad()
+def stage_features(model: Classifier, images: np.ndarray, stage: str) -> np.ndarray:
+    """What a network makes of images up to a stage, in eval mode (in which the backbone is left): float32 [N, D].
+
+    Args:
+        images: uint8 [N, C, H, W]; N may be 0.
+        stage: one of the backbone's; its maps are averaged to 4 x 4 pixels where they are larger, and flattened. Or `features`: the
+            pooled vector that the linear head sees.
+
+    Raises ConfigError, listing the stages, for an unknown one, and for images too small for the backbone.
+    """
+    check_stage(model, stage)
+    backbone, step, rows = model.backbone.eval(), extraction_batch(images.shape[-1]), []
+    stop = None if stage == POOLED else backbone.stage_names.index(stage) + 1
+    for start in range(0, max(1, len(images)), step):
+        batch = torch.from_numpy(np.array(images[start : start + step])).to(model.mean.device)
+        maps = backbone.forward_stages(model.normalise(batch), stop=stop)
+        if stop is None:
+            maps = backbone.pool(maps)
+        elif max(maps.shape[-2:]) > MAP:
+            maps = F.adaptive_avg_pool2d(maps, (min(MAP, maps.shape[-2]), min(MAP, maps.shape[-1])))
+        rows.append(maps.flatten(1).float().cpu().numpy())
+    return np.concatenate(rows)

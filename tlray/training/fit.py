@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from tlray.cache import Places
@@ -14,7 +13,8 @@ from tlray.errors import NonFiniteLoss, RunError
 from tlray.results import rank_key
 from tlray.training.checkpoint import Checkpoint
 from tlray.training.loop import PhaseRunner, check_batches
-from tlray.training.metrics import chance_metrics, monitor_value
+from tlray.training.metrics import monitor_value
+from tlray.training.objectives import objective_of
 from tlray.training.phases import Position, locate
 from tlray.training.setup import Prepared, prepare, set_up_process
 from tlray.training.world import World
@@ -25,7 +25,7 @@ class Epoch:
     """What one epoch came to.
 
     number: from 1. phase: from 0. phases: how many there are. last: whether training ends with it.
-    metrics: train_loss, train_accuracy, val_<metric>, monitor, best (of the monitor so far), seconds.
+    metrics: train_loss, train_accuracy (classification alone), val_<metric>, monitor, best (of the monitor so far), seconds.
     best: number of the best epoch so far: best monitor, ties by lower validation loss, then by earlier epoch.
     state: copies the state after this epoch into a Checkpoint when called; valid until the next `next()`.
     """
@@ -73,10 +73,12 @@ def fit(config: Config, places: Places | None = None, *, resume: Checkpoint | No
 
 
 def chance_level(config: Config, places: Places) -> float:
-    """The monitor that equal probabilities for every class would get on validation; what a sampler is told about a trial without one."""
+    """The monitor that knowing nothing would get on validation; what a sampler is told about a trial without one.
+
+    Equal probabilities for every class, or (autoencoder) images of an even grey.
+    """
     prepared = prepare(replace(config, weights="none", unfreeze="full"), places)
-    task, labels = prepared.task, np.asarray(prepared.val_split.labels[prepared.val])
-    return monitor_value(chance_metrics(task.kind, len(task.classes), labels), config.monitor)
+    return monitor_value(objective_of(prepared, torch.device("cpu")).chance(), config.monitor)
 
 
 def _locate(prepared: Prepared, history: list[dict[str, Any]]) -> Position | None:

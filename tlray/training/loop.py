@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tlray.cache import Places
+from tlray.config import Config
 from tlray.data.loader import epoch_batches, mix, steps_in_epoch
 from tlray.errors import ConfigError, NonFiniteLoss
+from tlray.models.autoencoder import Network
 from tlray.models.classifier import Classifier
-from tlray.models.kinds import KINDS
 from tlray.registry import AUGMENTS
 from tlray.training.features import cached_features, extraction_batch, feature_key
-from tlray.training.metrics import evaluate
+from tlray.training.objectives import objective_of
 from tlray.training.optim import make_optimizer, rate_factor, set_rates
 from tlray.training.phases import Phase
 from tlray.training.setup import Prepared
@@ -24,20 +25,20 @@ from tlray.training.world import World
 class Above(nn.Module):
     """What lies above the frozen prefix: the stages from the first trainable one, pooling and head; the part that DDP wraps."""
 
-    def __init__(self, model: Classifier, start: int):
+    def __init__(self, model: Network, start: int):
         super().__init__()
         self.stages = nn.ModuleList(getattr(model.backbone, name) for name in model.backbone.stage_names[start:])
         self.head = model.head
-        self._pool = model.backbone.pool
+        self._pool = model.pool
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits from the prefix's output: the boundary's maps, or pooled features where the prefix is the whole backbone."""
+        """What the head gives for the prefix's output: the boundary's maps, or pooled features where that is the whole backbone."""
         for stage in self.stages:
             x = stage(x)
         return self.head(self._pool(x) if x.ndim == 4 else x)
 
 
-def freeze(model: Classifier, trainable: tuple[str, ...]) -> None:
+def freeze(model: Network, trainable: tuple[str, ...]) -> None:
     """Set what trains: frozen stages have no parameter gradients, stay in eval mode and keep their batch-norm statistics."""
     for name in model.backbone.stage_names:
         stage = getattr(model.backbone, name)
@@ -47,7 +48,7 @@ def freeze(model: Classifier, trainable: tuple[str, ...]) -> None:
     model.head.train()
 
 
-def trains_batch_norm(model: Classifier, phase: Phase) -> bool:
+def trains_batch_norm(model: Network, phase: Phase) -> bool:
     """Whether a stage that trains in this phase holds a batch-norm."""
     modules = (module for name in phase.trainable for module in getattr(model.backbone, name).modules())
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
@@ -70,12 +71,27 @@ def _replicated(above: Above) -> DistributedDataParallel:
         return DistributedDataParallel(above, broadcast_buffers=False)
 
 
+def worth_caching(config: Config, phase: Phase, drawn: int, images: int) -> bool:
+    """Whether a phase that trains the head alone on unchanged images shall read features of the whole split from the cache.
+
+    It shall where it trains on at least a quarter as many images (each counted as often as it comes) as the split has: extracting
+    a large split for a few batches would cost more than it saves. A rule on numbers alone, so that every run decides alike.
+
+    Args:
+        drawn: images of the split that are trained on.
+        images: images that the split has.
+    """
+    of_epoch = config.steps_per_epoch * config.batch_size if config.steps_per_epoch else drawn
+    return 4 * phase.epochs * of_epoch >= images
+
+
 class PhaseRunner:
     """Trains one phase epoch by epoch; made anew for each phase, and after a resume."""
 
     def __init__(self, prepared: Prepared, phase: Phase, world: World, places: Places):
         self.prepared, self.config, self.phase, self.world = prepared, prepared.config, phase, world
-        self.model, self.kind = prepared.model, KINDS[prepared.task.kind]
+        self.model: Network = prepared.model
+        self.objective = objective_of(prepared, world.device)
         stages = self.model.backbone.stage_names
         self.start = phase.first_trainable(stages)
         freeze(self.model, phase.trainable)
@@ -83,11 +99,13 @@ class PhaseRunner:
         self.network = _replicated(above) if world.size > 1 else above
         self.optimizer = make_optimizer(self.model, phase.trainable, self.config)
         self.batch_norm = trains_batch_norm(self.model, phase)
-        self.labels = torch.from_numpy(np.array(prepared.task.train.labels[prepared.train]))
-        balanced = self.config.class_weights == "balanced"
-        self.weights = self.kind.balanced_weights(self.labels.numpy(), len(prepared.task.classes)) if balanced else None
-        self.steps = steps_in_epoch(len(self.labels), self.config.batch_size, self.config.steps_per_epoch, world.size, self.batch_norm)
-        self.cached = self.start == len(stages) and self.config.augment == "none"
+        drawn = len(prepared.train)
+        self.steps = steps_in_epoch(drawn, self.config.batch_size, self.config.steps_per_epoch, world.size, self.batch_norm)
+        self.cached = (
+            self.start == len(stages)
+            and self.config.augment == "none"
+            and worth_caching(self.config, phase, drawn, len(prepared.task.train))
+        )
         self._train_rows, self._val_rows = self._open_rows(places)
 
     def _open_rows(self, places: Places) -> tuple[np.ndarray, np.ndarray]:
@@ -95,8 +113,8 @@ class PhaseRunner:
         splits = (self.prepared.task.train, self.prepared.val_split)
         if not self.cached:
             return splits[0].images, splits[1].images
-        config = self.config
-        opened = []
+        assert isinstance(self.model, Classifier)  # an autoencoder trains all its stages
+        config, opened = self.config, []
         for split, split_key in zip(splits, self.prepared.split_keys, strict=True):
             key = feature_key(self.prepared.encoder, config.backbone, split_key, self.model, config.size, config.precision)
             opened.append(cached_features(key, self.model, split, config.size, config.precision, self.world.device, places))
@@ -113,44 +131,42 @@ class PhaseRunner:
         pixels = self.model.normalise(rows)
         with torch.no_grad():
             outputs = self.model.backbone.forward_stages(pixels, 0, self.start) if self.start else pixels
-        return self.model.backbone.pool(outputs) if self.start == len(self.model.backbone.stage_names) else outputs
+        return self.model.pool(outputs) if self.start == len(self.model.backbone.stage_names) else outputs
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     def train_epoch(self, epoch: int, done: int, phase_values: list[float]) -> dict[str, float]:
-        """Train one epoch (numbered from 1 over the training, `done` before it in this phase); train_loss and train_accuracy.
+        """Train one epoch (numbered from 1 over the training, `done` before it in this phase); its `train_<metric>`.
 
         Raises NonFiniteLoss, naming the epoch, when a loss was NaN or infinite.
         """
-        config, world, device = self.config, self.world, self.world.device
+        config, world, device, objective = self.config, self.world, self.world.device, self.objective
         torch.manual_seed(mix("epoch", config.seed, epoch, world.rank))
         generator = torch.Generator(device).manual_seed(mix("augment", config.seed, epoch, world.rank))
         augment = AUGMENTS[config.augment] if config.augment != "none" else None
         factor = rate_factor(config, self.phase.epochs * self.steps, phase_values)
-        weights = self.weights.to(device) if self.weights is not None else None
         totals = torch.zeros(4, dtype=torch.float64, device=device)
         freeze(self.model, self.phase.trainable)
         batches = epoch_batches(
-            len(self.labels), config.batch_size, config.steps_per_epoch, config.seed, epoch, world.size, self.batch_norm
+            len(self.prepared.train), config.batch_size, config.steps_per_epoch, config.seed, epoch, world.size, self.batch_norm
         )
         for step, batch in enumerate(batches):
             mine = world.mine(batch)
             rows = self._rows(self._train_rows, self.prepared.train[mine])
-            labels = self.labels[mine].to(device)
-            targets = self.kind.targets(labels, len(self.prepared.task.classes))
+            targets = objective.targets(mine)
             if augment and len(mine):
                 rows, targets = augment(rows.float(), targets, generator)
             with self._autocast():
-                logits = self.network(self._network_input(rows))
-            loss_sum = self.kind.loss_sum(logits, targets, weights, config.label_smoothing)
-            whole = self.kind.weight_sum(self.labels[batch], self.weights)
+                outputs = self.network(self._network_input(rows))
+            loss_sum = objective.loss_sum(outputs, rows, targets)
+            whole = objective.whole(batch)
             set_rates(self.optimizer, config.lr, factor(done * self.steps + step))
             self.optimizer.zero_grad(set_to_none=True)
             (loss_sum * (world.size / whole)).backward()  # DDP averages over ranks what is divided by the global weight here
             self.optimizer.step()
             with torch.no_grad():
-                hits = self.kind.hits(logits, labels)
+                hits = objective.hits(outputs, mine)
                 shares = torch.tensor([whole / world.size, float(len(mine))], dtype=torch.float64, device=device)
                 totals += torch.cat([torch.stack([loss_sum.double(), hits]), shares])
         for name in self.phase.trainable:
@@ -158,26 +174,24 @@ class PhaseRunner:
         loss, hits, whole, count = world.sum(totals).tolist()
         if not np.isfinite(loss):
             raise NonFiniteLoss(f"the training loss is not finite in epoch {epoch}")
-        return {"train_loss": loss / whole, "train_accuracy": hits / count}
+        return objective.train_metrics(loss / whole, hits, count)
 
     @torch.no_grad()
-    def validation_logits(self) -> np.ndarray:
-        """Logits of the whole validation split [N, outputs], on every rank, from the bare network in eval mode."""
+    def validation_rows(self) -> np.ndarray:
+        """What the objective gathers of every validation image (logits [N, outputs]), on every rank, from the bare network in eval mode."""
         self.model.eval()
         above = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
-        mine, step = self.world.mine(self.prepared.val), extraction_batch(self.config.size)
-        parts = [np.empty((0, self.model.linear.out_features), np.float32)]
-        for start in range(0, len(mine), step):
+        mine, step, parts = self.world.mine(self.prepared.val), extraction_batch(self.config.size), []
+        for start in range(0, max(1, len(mine)), step):  # an empty share is a batch of none, which has the right shape
+            rows = self._rows(self._val_rows, mine[start : start + step])
             with self._autocast():
-                logits = above(self._network_input(self._rows(self._val_rows, mine[start : start + step])))
-            parts.append((logits if logits.dtype == torch.float64 else logits.float()).cpu().numpy())
-        return self.world.gather(np.concatenate(parts[1:] or parts))
+                outputs = above(self._network_input(rows))
+            parts.append(self.objective.gathered(outputs, rows))
+        return self.world.gather(np.concatenate(parts))
 
     def validate(self, epoch: int) -> dict[str, float]:
-        """`val_<metric>` for every metric, exact on any number of ranks. Raises NonFiniteLoss on a NaN in the logits."""
-        logits = torch.from_numpy(self.validation_logits()).double()
-        if not torch.isfinite(logits).all():
+        """`val_<metric>` for every metric, exact on any number of ranks. Raises NonFiniteLoss on a NaN in what was gathered."""
+        gathered = self.validation_rows()
+        if not np.isfinite(gathered).all():
             raise NonFiniteLoss(f"the validation outputs are not finite in epoch {epoch}")
-        labels = np.asarray(self.prepared.val_split.labels[self.prepared.val])
-        metrics = evaluate(self.prepared.task.kind, self.kind.probabilities(logits).numpy(), labels)
-        return {f"val_{name}": value for name, value in metrics.items()}
+        return {f"val_{name}": value for name, value in self.objective.metrics(gathered).items()}

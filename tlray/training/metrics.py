@@ -14,6 +14,7 @@ import sklearn
 from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score
 
+from tlray.config import RECONSTRUCTION
 from tlray.errors import ConfigError
 from tlray.registry import METRICS
 
@@ -109,7 +110,7 @@ class Predictions:
 
 
 def evaluate(kind: str, probabilities: np.ndarray, labels: np.ndarray, threshold: float | Sequence[float] = 0.5) -> dict[str, float]:
-    """Every registered metric that the kind of task has, by name.
+    """Every registered metric of classes that the kind of task has, by name.
 
     Args:
         kind: binary, multiclass, multilabel or ordinal.
@@ -117,7 +118,8 @@ def evaluate(kind: str, probabilities: np.ndarray, labels: np.ndarray, threshold
         labels: int64 [N], or 0/1 [N, K] for multilabel.
         threshold: above which class 1 (binary) or a finding (multilabel; one for all or one each) is called present.
     """
-    names = [name for name in METRICS.names() if kind == "ordinal" or name not in ORDINAL_ONLY]
+    others = RECONSTRUCTION if kind == "ordinal" else (*RECONSTRUCTION, *ORDINAL_ONLY)
+    names = [name for name in METRICS.names() if name not in others]
     if not np.isfinite(probabilities).all():
         return dict.fromkeys(names, float("nan"))
     predictions = Predictions(kind, np.asarray(probabilities, np.float64), np.asarray(labels), threshold)

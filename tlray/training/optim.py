@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 from tlray.config import Config
-from tlray.models.classifier import Classifier
+from tlray.models.autoencoder import Network
 from tlray.registry import OPTIMIZERS, SCHEDULERS
 
 
-def parameter_groups(model: Classifier, trainable: Sequence[str], config: Config) -> list[dict]:
+def parameter_groups(model: Network, trainable: Sequence[str], config: Config) -> list[dict]:
     """One or two groups per trainable stage and the head: `scale` is layer_decay to the power of the stage's distance from the head.
 
     Biases and norm parameters (one-dimensional) get no weight decay. Layer-wise rates: Howard & Ruder 2018, arXiv:1801.06146.
@@ -53,7 +53,7 @@ def plain_sgd(groups: list[dict], lr: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=lr)
 
 
-def make_optimizer(model: Classifier, trainable: Sequence[str], config: Config) -> torch.optim.Optimizer:
+def make_optimizer(model: Network, trainable: Sequence[str], config: Config) -> torch.optim.Optimizer:
     """A fresh optimizer over the trainable stages and the head."""
     return OPTIMIZERS[config.optimizer](parameter_groups(model, trainable, config), config.lr)
 

@@ -1,4 +1,4 @@
-"""Weights that tlray makes itself: `weights="SOURCE?field=value"` is a training on SOURCE, cached by its Config and its data."""
+"""Weights that tlray makes itself: `weights="SOURCE[/autoencoder]?field=value"` is a training on SOURCE, cached by Config and data."""
 
 import shutil
 from collections.abc import Callable
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tlray.cache import Places, digest
-from tlray.config import Config, pretraining_source
+from tlray.config import AS_WEIGHTS, AUTOENCODER_SUFFIX, Config, pretraining_source
 from tlray.data.task import open_task
-from tlray.errors import NotPrepared
-from tlray.models.weights import Encoder, open_weights, save_weights
+from tlray.errors import ConfigError, NotPrepared, WeightsError
+from tlray.models.autoencoder import Autoencoder
+from tlray.models.weights import Encoder, open_weights, read_tensors, save_weights
 from tlray.training.checkpoint import checkpoint_of_epoch, newest_checkpoint, save_checkpoint
 from tlray.training.fit import Epoch, fit, load
 from tlray.training.setup import Prepared, prepare
@@ -19,6 +20,12 @@ from tlray.training.world import World
 CLASSIFIER: dict[str, Any] = {"epochs": 6, "lr": 1e-3, "scheduler": "one_cycle", "weight_decay": 1e-4, "batch_size": 64, "seed": 0}
 """What a classifier's pretraining is unless `?field=value` says otherwise; backbone and size come from the target."""
 
+AUTOENCODER: dict[str, Any] = {
+    "objective": "autoencoder", "monitor": "ssim", "epochs": 10, "lr": 5e-3, "scheduler": "one_cycle", "weight_decay": 1e-4,
+    "batch_size": 32, "seed": 0,
+}  # fmt: skip
+"""What an autoencoder's pretraining is, likewise."""
+
 
 def pretraining_config(config: Config) -> Config | None:
     """The training that makes `config.weights`, or None when that is no data set."""
@@ -26,20 +33,29 @@ def pretraining_config(config: Config) -> Config | None:
     if source is None:
         return None
     task, overrides = source
-    fields = {**CLASSIFIER, "threads": config.threads, **overrides}
-    return Config(task=task, size=config.size, backbone=config.backbone, weights="none", unfreeze="full", **fields)
+    kind = AUTOENCODER if task.endswith(AUTOENCODER_SUFFIX) else CLASSIFIER
+    fields = {**kind, "threads": config.threads, **overrides}
+    return Config(
+        task=task.removesuffix(AUTOENCODER_SUFFIX), size=config.size, backbone=config.backbone, weights="none", unfreeze="full", **fields
+    )
 
 
 def pretrained_folder(config: Config, places: Places) -> Path:
     """Where the weights of this pretraining are or will be; `config` as `pretraining_config` gives it. Threads are no part of the name."""
     task = open_task(config.task, config.size, places)
     fields = {key: value for key, value in config.to_dict().items() if key not in ("task", "threads")}
-    return places.folder("pretrained") / f"{task.name}-{config.backbone}-{digest(fields, task.fingerprint)[:16]}"
+    what = "-autoencoder" if config.objective == "autoencoder" else ""
+    return places.folder("pretrained") / f"{task.name}{what}-{config.backbone}-{digest(fields, task.fingerprint)[:16]}"
 
 
 def encoder_file(config: Config, places: Places) -> Path:
-    """The safetensors file that `pretrain` leaves."""
+    """The safetensors file that `pretrain` leaves: of a classifier the whole, of an autoencoder the backbone."""
     return pretrained_folder(config, places) / "encoder.safetensors"
+
+
+def autoencoder_file(config: Config, places: Places) -> Path:
+    """The safetensors file that `pretrain` leaves of an autoencoder besides: backbone and decoder."""
+    return pretrained_folder(config, places) / "autoencoder.safetensors"
 
 
 def missing_pretraining(config: Config, places: Places) -> Config | None:
@@ -70,7 +86,7 @@ def pretrain(config: Config, places: Places, world: World | None = None, report:
         load(best, checkpoint_of_epoch(work, newest.meta["best"]))
         _keep(folder, best, newest.meta)
         shutil.rmtree(work)
-    return folder / "encoder.safetensors"
+    return encoder_file(config, places)
 
 
 def _keep(folder: Path, best: Prepared, meta: dict[str, Any]) -> None:
@@ -80,20 +96,45 @@ def _keep(folder: Path, best: Prepared, meta: dict[str, Any]) -> None:
         "classes": list(best.task.classes), "kind": best.task.kind, "task": best.task.name,
         "phantom": bool(best.task.source.get("phantom")),
         "config": best.config.to_dict(), "epoch": meta["best"], "monitor": row["monitor"],
+        "validation": {name.removeprefix("val_"): value for name, value in row.items() if name.startswith("val_")},
     }  # fmt: skip
-    save_weights(folder / "encoder.safetensors", best.model.float(), about)
+    if best.config.objective == "autoencoder":
+        save_weights(folder / "autoencoder.safetensors", best.model.float(), about)
+    save_weights(folder / "encoder.safetensors", best.model.float(), about, with_head=best.config.objective != "autoencoder")
 
 
 def open_pretrained(config: Config, channels: int, places: Places) -> Encoder:
     """The encoder that `config.weights` names. Raises NotPrepared when it has not been made."""
     source = pretraining_config(config)
     assert source is not None
-    path = encoder_file(source, places)
+    path = _made(encoder_file(source, places), config)
+    encoder = open_weights(str(path), config.backbone, channels, places)
+    assert encoder is not None
+    return replace(encoder, head=None)  # the source's classes are not the target's, whatever their number
+
+
+def open_autoencoder(config: Config, places: Places) -> tuple[Prepared, Autoencoder]:
+    """The pretraining that `config.weights` names, prepared, and its autoencoder in eval mode, backbone and decoder.
+
+    Raises ConfigError when `weights` names none, NotPrepared when it has not been made, WeightsError when its file is damaged.
+    """
+    source = pretraining_config(config)
+    if source is None or source.objective != "autoencoder":
+        raise ConfigError(f"weights={config.weights!r} is no autoencoder: name it as {AS_WEIGHTS}")
+    path = _made(autoencoder_file(source, places), config)
+    prepared = prepare(source, places)
+    tensors, _ = read_tensors(path)
+    try:
+        prepared.model.float().load_state_dict(tensors)
+    except RuntimeError:
+        raise WeightsError(f"{path} does not hold this autoencoder: delete {path.parent} to have it made anew") from None
+    return prepared, prepared.model.eval()
+
+
+def _made(path: Path, config: Config) -> Path:
     if not path.is_file():
         raise NotPrepared(
             f"weights={config.weights!r} must be pretrained first for {config.backbone} at {config.size} px: "
             "call tlray.runs.folder.prepare_weights([config], run)"
         )
-    encoder = open_weights(str(path), config.backbone, channels, places)
-    assert encoder is not None
-    return replace(encoder, head=None)  # the source's classes are not the target's, whatever their number
+    return path

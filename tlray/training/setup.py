@@ -12,7 +12,8 @@ from tlray.config import Config, pretraining_source
 from tlray.data.loader import mix
 from tlray.data.subsets import select
 from tlray.data.task import Split, Task, open_task
-from tlray.models.classifier import Classifier, build_classifier
+from tlray.models.autoencoder import Network, build_autoencoder
+from tlray.models.classifier import build_classifier
 from tlray.models.weights import PLAIN_MEAN, PLAIN_STD, Encoder, load_encoder, open_weights
 from tlray.training.phases import Phase, phases
 
@@ -22,6 +23,7 @@ class Prepared:
     """Everything a training needs before its first step.
 
     train, val: indices int64 into task.train and into val_split (which is task.train under cross-validation).
+    model: a Classifier, or an Autoencoder where `config.objective` says so; both look alike to a training.
     encoder: key of the weights that the backbone starts from ("none" when untrained).
     """
 
@@ -30,7 +32,7 @@ class Prepared:
     train: np.ndarray
     val: np.ndarray
     val_split: Split
-    model: Classifier
+    model: Any
     plan: list[Phase]
     encoder: str
     encoder_source: dict[str, Any]
@@ -64,12 +66,15 @@ def open_encoder(config: Config, channels: int, places: Places) -> Encoder | Non
     return open_pretrained(config, channels, places)
 
 
-def new_model(config: Config, task: Task, places: Places) -> tuple[Classifier, Encoder | None, list[str]]:
-    """A model as it stands before its first step: head by seed, backbone by seed or from `weights`."""
+def new_model(config: Config, task: Task, places: Places) -> tuple[Network, Encoder | None, list[str]]:
+    """A model as it stands before its first step: head (an autoencoder's decoder) by seed, backbone by seed or from `weights`."""
     encoder = open_encoder(config, task.channels, places)
     mean, std = (encoder.mean, encoder.std) if encoder else (PLAIN_MEAN, PLAIN_STD)
     torch.manual_seed(mix("model", config.seed))
-    model = build_classifier(config.backbone, task.kind, len(task.classes), task.channels, config.dropout, mean, std)
+    if config.objective == "autoencoder":
+        model = build_autoencoder(config.backbone, task.channels, config.size, config.dropout, mean, std)
+    else:
+        model = build_classifier(config.backbone, task.kind, len(task.classes), task.channels, config.dropout, mean, std)
     model.backbone.check_size(config.size)
     notes = load_encoder(model, encoder, task.classes) if encoder else []
     return (model.double() if config.precision == "float64" else model), encoder, notes

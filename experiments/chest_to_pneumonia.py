@@ -1,0 +1,56 @@
+r"""Does a network trained on chest radiographs help with pneumonia: frozen, fine-tuned, or unfrozen by degrees?
+
+    python experiments/chest_to_pneumonia.py
+    python experiments/chest_to_pneumonia.py --source chestmnist --target npz:pneumonia_28.npz --data DIR
+
+Reports R0 to R2, part 2. A small CNN from the encoder of a classifier and of an autoencoder of the source: frozen, trainable, head first
+and then all (LP-FT), gradual, each also with rates that fall by a factor of .65 per stage; against no transfer. One pretraining (seed 0)
+serves all seeds. The arms with shifted images cannot use cached features: they time freezing as other tools do it.
+"""
+
+import sys
+from typing import Any
+
+from tlray.experiment import Lab, experiment, first_line
+from tlray.runs.compare import Question
+from tlray.runs.pictures import latent_drawing
+from tlray.runs.verdicts import chest_to_pneumonia
+
+SCHEDULES = {"frozen": "head", "trainable": "full", "LP-FT": "head_then_full", "gradual": "gradual"}
+NONE = "no transfer"
+METRICS = ("accuracy", "auroc", "balanced_accuracy", "f1")
+
+
+def main(lab: Lab) -> None:
+    """One comparison of all arms."""
+    lab.needs_one_label()
+    base = lab.config(backbone="small_cnn", epochs=15)
+    question = Question("From chest radiographs to pneumonia", first_line(__doc__), METRICS, pairs)
+    done = lab.compare(base, {"arm": arms(lab.source)}, question)
+    names = (NONE, "classifier, frozen", "classifier, trainable", "autoencoder, frozen", "autoencoder, trainable")
+    drawing = latent_drawing(done, "latent", dict(zip(names, names, strict=True)), ("features",), "Latent space of validation images")
+    lab.report(done, [drawing], chest_to_pneumonia(done))
+
+
+def arms(source: str) -> dict[str, dict[str, Any]]:
+    """Name -> fields."""
+    found: dict[str, dict[str, Any]] = {NONE: {"weights": "none"}}
+    for name, weights in (("classifier", source), ("autoencoder", f"{source}/autoencoder")):
+        for schedule, unfreeze in SCHEDULES.items():
+            found[f"{name}, {schedule}"] = {"weights": weights, "unfreeze": unfreeze}
+            if unfreeze != "head":
+                found[f"{name}, {schedule}, decay"] = {"weights": weights, "unfreeze": unfreeze, "layer_decay": 0.65}
+    for schedule in ("frozen", "trainable"):
+        found[f"{schedule}, shifted images"] = {"weights": source, "unfreeze": SCHEDULES[schedule], "augment": "shift"}
+    return found
+
+
+def pairs(validation: dict[str, float]) -> list[tuple[str, str]]:
+    """Every arm with no transfer, and every remedy with plain fine-tuning from the same encoder."""
+    transferred = [arm for arm in validation if arm.startswith(("classifier", "autoencoder"))]
+    remedies = [(arm, f"{arm.split(',')[0]}, trainable") for arm in transferred if not arm.endswith(" trainable")]
+    return [(arm, NONE) for arm in transferred] + remedies
+
+
+if __name__ == "__main__":
+    sys.exit(experiment(main, __doc__, source="chestmnist", target="pneumoniamnist"))

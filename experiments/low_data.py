@@ -1,0 +1,51 @@
+r"""With 300 labelled chest radiographs: do class weights, early stopping, dropout or an autoencoder's weights help?
+
+    python experiments/low_data.py
+    python experiments/low_data.py --source chestmnist --target chestmnist_binary --data DIR --seeds 10
+
+Reports R0 to R2, part 1. A small CNN is trained on 300 training images, drawn anew by each seed, from random weights and from an
+autoencoder of the source's images. All arms of one seed see the same images. One autoencoder (seed 0) serves all seeds: the intervals
+are those of draws and trainings on the target.
+"""
+
+import sys
+
+from tlray.experiment import Lab, experiment, first_line
+from tlray.runs.compare import Question
+from tlray.runs.pictures import latent_drawing, reconstruction_drawing
+from tlray.runs.verdicts import low_data
+
+RECIPES = {
+    "plain": {},
+    "class weights": {"class_weights": "balanced"},
+    "early stopping": {"epochs": 60, "patience": 5},
+    "dropout .2": {"dropout": 0.2},
+    "dropout .5": {"dropout": 0.5},
+    "dropout .8": {"dropout": 0.8},
+}
+METRICS = ("accuracy", "balanced_accuracy", "auroc", "f1")
+
+
+def main(lab: Lab) -> None:
+    """One comparison: every recipe from both starts."""
+    lab.needs_one_label()
+    base = lab.config(backbone="small_cnn", epochs=20, batch_size=32)
+    autoencoder = f"{lab.source}/autoencoder"
+    across = {"recipe": RECIPES, "start": {"from random": {"weights": "none"}, "from autoencoder": {"weights": autoencoder}}}
+    done = lab.compare(base, across, Question("300 labelled images", first_line(__doc__), METRICS, pairs))
+    shown = {"plain from random": "from random", "plain from autoencoder": "from autoencoder"}
+    drawings = [
+        reconstruction_drawing(autoencoder, base, lab.run),
+        latent_drawing(done, "latent", shown, ("conv1", "features"), "Latent space at two stages"),
+    ]
+    lab.report(done, drawings, low_data(done, real=not lab.phantom))
+
+
+def pairs(validation: dict[str, float]) -> list[tuple[str, str]]:
+    """Every recipe with plain, and every recipe from the autoencoder with the same one from random weights."""
+    plain = [(f"{name} from random", "plain from random") for name in RECIPES if name != "plain"]
+    return plain + [(f"{name} from autoencoder", f"{name} from random") for name in RECIPES]
+
+
+if __name__ == "__main__":
+    sys.exit(experiment(main, __doc__, source="chestmnist", target="chestmnist_binary", seeds=10, samples=300))

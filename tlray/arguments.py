@@ -1,0 +1,124 @@
+"""What the command lines of tlray and of its experiments share: parsing, paths made absolute, errors in one sentence."""
+
+import argparse
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tlray.cache import Places
+from tlray.config import FIELDS, PATH_SCHEMES
+from tlray.errors import Interrupted, UserError
+from tlray.registry import TASKS
+
+INTERRUPTED = 130
+FLAGS = {"task": "--tasks", "backbone": "--backbones", "weights": "--weights", "size": "--size", "epochs": "--epochs",
+         "monitor": "--monitor", "seed": "--seed", "threads": "--cpus-per-trial"}  # fmt: skip
+"""Fields of the Config that have a flag, which `--set` would contradict."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the one-sentence errors of the rest, and without prefixes of flags (a typo must not become another flag)."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+
+def field_help() -> str:
+    """The fields of a Config that `--set` takes, each with its line."""
+    lines = [f"  {name:16} {each.metadata['help']} ({each.default})" for name, each in FIELDS.items() if name not in FLAGS]
+    return "\n".join(["fields for --set FIELD=VALUE:", *lines])
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is out of range: at least 1")
+    return value
+
+
+def positive_seconds(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
+    if not math.isfinite(value) or value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is out of range: above 0")
+    return value
+
+
+def absolute_task(spec: str) -> str:
+    """A task given by path with its path made absolute, since trials may run elsewhere."""
+    scheme, colon, path = spec.partition(":")
+    return f"{scheme}:{Path(path).expanduser().resolve()}" if scheme + colon in PATH_SCHEMES and path else spec
+
+
+def absolute_weights(weights: str) -> str:
+    """Weights given by path with the path made absolute."""
+    path = Path(weights).expanduser()
+    named = weights in ("none", "imagenet") or weights in TASKS
+    return str(path.resolve()) if not named and path.is_file() else absolute_task(weights)
+
+
+def add_place_arguments(parser: argparse.ArgumentParser) -> None:
+    """--data, --offline."""
+    parser.add_argument(
+        "--data", default=os.environ.get("TLRAY_DATA"), metavar="DIR", help="folder with data files, searched before the cache"
+    )
+    parser.add_argument("--offline", action="store_true", help="never open a socket to look for data or weights")
+
+
+def add_resource_arguments(parser: argparse.ArgumentParser) -> None:
+    """What each training gets, and how many run at once."""
+    parser.add_argument(
+        "--workers-per-trial", type=int, default=0, metavar="N", help="0: train inside the trial's process; N: a TorchTrainer"
+    )
+    parser.add_argument("--concurrent", type=positive, default=None, metavar="N", help="trials at once (what fits)")
+    parser.add_argument("--cpus-per-trial", type=positive, default=None, metavar="C", help="CPUs of each process that trains (shared out)")
+    parser.add_argument(
+        "--gpus-per-trial", type=float, default=None, metavar="G", help="GPUs of each process that trains; .25: four share one"
+    )
+
+
+def add_storage_arguments(parser: argparse.ArgumentParser) -> None:
+    """--storage, --name, --resume."""
+    parser.add_argument("--storage", default="runs", metavar="PATH", help="folder in which the run's directory is made (runs)")
+    parser.add_argument("--name", default=None, metavar="RUN", help="name of the run (date and time)")
+    parser.add_argument("--resume", action="store_true", help="take up an interrupted run of that name")
+
+
+def places_of(arguments: argparse.Namespace) -> Places:
+    """Places with absolute paths, since trials may run elsewhere. Raises UserError when --data is no folder."""
+    data = arguments.data
+    if data is not None and not Path(data).expanduser().is_dir():
+        raise UserError(f"--data {data} is no folder: check the path, or leave it out")
+    return Places(data=str(Path(data).expanduser().resolve()) if data else None, offline=arguments.offline)
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Run a command; a user's mistake becomes one sentence on standard error and status 2, Ctrl-C status 130."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        status = command()
+        sys.stdout.flush()  # a closed pipe is noticed here, not at the interpreter's end
+        return status
+    except UserError as error:
+        print(f"tlray: {' '.join(str(error).split())}", file=sys.stderr)
+        return INTERRUPTED if isinstance(error, Interrupted) else 2
+    except KeyboardInterrupt:
+        print("tlray: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
