@@ -29,7 +29,7 @@ def main(lab: Lab) -> None:
     done = lab.compare(base, {"arm": arms(lab.source)}, question)
     names = (NONE, "classifier, frozen", "classifier, trainable", "autoencoder, frozen", "autoencoder, trainable")
     drawing = latent_drawing(done, "latent", dict(zip(names, names, strict=True)), ("features",), "Latent space of validation images")
-    lab.report(done, [drawing], chest_to_pneumonia(done))
+    lab.report(done, [drawing], chest_to_pneumonia(done, lab.source.partition("?")[0]))
 
 
 def arms(source: str) -> dict[str, dict[str, Any]]:

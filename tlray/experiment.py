@@ -230,7 +230,7 @@ def first_line(doc: str | None) -> str:
 
 def weights_of(source: str, backbone: str) -> str:
     """--source for a backbone."""
-    return source.replace(BACKBONE, backbone)
+    return absolute_weights(source.replace(BACKBONE, backbone))
 
 
 def _print(run: Run, summary: dict[str, Any]) -> None:

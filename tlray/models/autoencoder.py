@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tlray.models.backbones import Backbone, build_backbone
-from tlray.models.classifier import Classifier, normalised, register_normalisation
+from tlray.models.classifier import Classifier, channels_last, normalised, register_normalisation
 
 NARROWEST, WIDEST = 32, 128
 """Channels of the decoder's maps: the mirrored stage's, but within these bounds."""
@@ -66,7 +66,7 @@ def build_autoencoder(backbone: str, channels: int, size: int, dropout: float, m
         dropout: of the backbone's 2-d dropout, where it has one; the decoder has none.
         mean, std: as in Autoencoder.
     """
-    return Autoencoder(build_backbone(backbone, channels, dropout), channels, size, mean, std)
+    return channels_last(Autoencoder(build_backbone(backbone, channels, dropout), channels, size, mean, std))
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """A backbone with a linear head that takes pixels as they are stored."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -69,18 +70,19 @@ def register_normalisation(module: nn.Module, backbone: Backbone, mean: Sequence
 def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Pixels 0..255 [N, c, H, W] -> float [N, C, H, W], less `mean` over `std` (both of pixels in 0..1, [C]); grey (c = 1) is repeated.
 
+    Channels-last in memory, as the networks are: a training step of MobileNetV2 is nearly twice as fast on a CPU that way.
     Raises DataError for any other number of channels.
     """
     if images.shape[1] not in (1, len(mean)):
         raise DataError(f"images have {images.shape[1]} channels, but this network takes {len(mean)}")
     mean, std = (255 * each.view(1, -1, 1, 1) for each in (mean, std))
-    return (images.to(mean.dtype) - mean) / std
+    return ((images.to(mean.dtype) - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def build_classifier(
     backbone: str, kind: str, num_classes: int, channels: int, dropout: float, mean: Sequence[float], std: Sequence[float]
 ) -> Classifier:
-    """A freshly initialised classifier for a task, drawn from torch's global generator.
+    """A freshly initialised classifier for a task, drawn from torch's global generator; channels-last in memory.
 
     Args:
         backbone: a registered name.
@@ -89,7 +91,15 @@ def build_classifier(
         mean, std: as in Classifier.
     """
     network = build_backbone(backbone, channels, dropout)
-    return Classifier(network, KINDS[kind].outputs(num_classes), dropout, mean, std)
+    return channels_last(Classifier(network, KINDS[kind].outputs(num_classes), dropout, mean, std))
+
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def channels_last(network: AnyModule) -> AnyModule:
+    """The same network with its convolutions' weights channels-last in memory."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def describe(model: nn.Module) -> dict[str, int | float]:

@@ -7,7 +7,6 @@ import numpy as np
 
 from tlray.config import RECONSTRUCTION, Config
 from tlray.data.task import Task, open_task
-from tlray.errors import DataError
 from tlray.registry import AUGMENTS
 from tlray.report.latent import View, embed_pca, embed_tsne, latent_picture, separability, subsample
 from tlray.report.lines import augmented, lines, square
@@ -26,16 +25,19 @@ MOST = 500
 def _embedded(
     comparison: Comparison, arm: str, replicate: int, stage: str, task: Task | None = None
 ) -> tuple[np.ndarray, np.ndarray, Task]:
-    """Features float [N, D], labels and task of validation images as one training of an arm sees them at a stage."""
+    """Features float [N, D], labels and task of validation images as one training of an arm sees them at a stage.
+
+    Multi-label images are labelled by whether they have any finding.
+    """
     trial = comparison.trials[arm][replicate]
     row = trial.best_row(comparison.grid.base.minimise)
     assert row is not None
     prepared = assemble(comparison.run.folder / FOLDER, trial, row["epoch"], comparison.run.places)
     shown = task or prepared.task
-    if shown.kind == "multilabel":
-        raise DataError(f"a latent space is coloured by one label per image, but {shown.name} is multilabel")
     split, chosen = (prepared.val_split, prepared.val) if task is None else (task.val, np.arange(len(task.val)))
     labels = np.asarray(split.labels[chosen])
+    if shown.kind == "multilabel":
+        labels = (labels.sum(axis=1) > 0).astype(np.int64)
     some = subsample(labels, MOST)
     return stage_features(prepared.model, np.asarray(split.images[chosen[some]]), stage), labels[some], shown
 

@@ -38,8 +38,11 @@ def low_data(done: Comparison, real: bool) -> list[Claim]:
     ]  # fmt: skip
 
 
-def chest_to_pneumonia(done: Comparison) -> list[Claim]:
-    """R0d, R1a to R1c, R2a, and what R2b says of latent spaces."""
+def chest_to_pneumonia(done: Comparison, source: str) -> list[Claim]:
+    """R0d, R1a to R1c, R2a, and what R2b says of latent spaces. source: the data set that was pretrained on.
+
+    Forgetting shows in how well the features still tell apart the source's own images: with a finding, or of one class or another.
+    """
     none, frozen, trainable = "no transfer", "classifier, frozen", "classifier, trainable"
     remedies = done.paired("accuracy", [(f"classifier, {each}", trainable) for each in ("LP-FT", "gradual", "trainable, decay")])
     gain, cost = done.paired("accuracy", [(trainable, none), (trainable, frozen)])
@@ -50,7 +53,10 @@ def chest_to_pneumonia(done: Comparison) -> list[Claim]:
     moved = [np.abs(np.subtract(spaces[frozen, space], spaces[trainable, space])).tolist() for space in ("PCA", "t-SNE")]
     change = apart("change of 5-NN accuracy by training", ("PCA", "t-SNE"), *moved)
     alike = apart("5-NN accuracy of features", (trainable, frozen), spaces[trainable, "features"], spaces[frozen, "features"])
-    latent = within_family([*better, change, alike])
+    home = open_task(source, done.grid.base.size, done.run.places)
+    remembered = [separabilities(done, arm, task=home) for arm in (trainable, frozen)]
+    forgot = apart(f"5-NN accuracy on {home.name}", (trainable, frozen), *remembered)
+    latent = within_family([*better, change, alike, forgot])
     reached = done.entry("autoencoder, frozen")["test"]["accuracy"]
     ratios = "; ".join(f"{kind} {each['mean']:.2f}{_range(each)}" for kind, each in times.items())
     return [
@@ -63,7 +69,8 @@ def chest_to_pneumonia(done: Comparison) -> list[Claim]:
               together([differs(row, "higher") for row in latent[:3]])),
         Claim("R2a", "frozen features of the autoencoder's encoder reach about .85", f"accuracy {_figure(reached)}",
               _lies(reached, 0.83, 0.87)),
-        Claim("R2b", "frozen and fine-tuned latent spaces look alike", said(latent[3]), same(latent[3])),
+        Claim("R2b", "frozen and fine-tuned latent spaces look alike, and fine-tuning forgets the source", _all(latent[3:]),
+              together([same(latent[3]), differs(latent[4], "lower")])),
     ]  # fmt: skip
 
 

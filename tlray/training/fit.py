@@ -120,7 +120,7 @@ def _state_of(prepared: Prepared, runner: PhaseRunner, history: list[dict], best
             "encoder": prepared.encoder,
             "best": best,
         }
-        return Checkpoint({key: value.detach().cpu().clone() for key, value in tensors.items()}, meta)
+        return Checkpoint({key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}, meta)
 
     return state
 
@@ -142,5 +142,6 @@ def load_optimizer(prepared: Prepared, runner: PhaseRunner, checkpoint: Checkpoi
     for key, value in checkpoint.tensors.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
-            state.setdefault(int(index), {})[name] = value.clone()
+            layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format  # as the network's own
+            state.setdefault(int(index), {})[name] = value.clone(memory_format=layout)
     runner.optimizer.load_state_dict({"state": state, "param_groups": runner.optimizer.state_dict()["param_groups"]})
