@@ -95,14 +95,19 @@ def test_whole_numbers_of_a_space_stay_whole():
 
 
 def test_tpe_proposes_within_the_default_trials():
-    """After `startup` the proposals follow the history; an independent sampler's would not."""
-    each = sampler()
-    start = max(each.startup, len(FIRST))
-    assert start < DEFAULT_TRIALS - 2
-    small, large = (play(each, start, score) for score in (lambda config: -config.dropout, lambda config: config.dropout))
-    assert [trial.config for trial in small] == [trial.config for trial in large]
-    for number in range(start, DEFAULT_TRIALS):
-        assert each.propose(number, small) != each.propose(number, large)
+    """After `startup` the proposals follow the history; an independent sampler's would not.
+
+    TPE keeps the prior as one component of its mixture, and a draw from that is the same whatever the history: one in a few.
+    """
+    follows = []
+    for seed in range(6):
+        each = sampler(seed=seed)
+        start = max(each.startup, len(FIRST))
+        assert start < DEFAULT_TRIALS - 2
+        small, large = (play(each, start, score) for score in (lambda config: -config.dropout, lambda config: config.dropout))
+        assert [trial.config for trial in small] == [trial.config for trial in large]
+        follows += [each.propose(number, small) != each.propose(number, large) for number in range(start, DEFAULT_TRIALS)]
+    assert sum(follows) >= 0.8 * len(follows)
 
 
 def test_tpe_learns_from_a_skewed_history_within_the_default_trials():

@@ -91,6 +91,6 @@ def augmented(title: str, images: np.ndarray, labels: np.ndarray, classes: Seque
 
 
 def _soft(target: Sequence[float], classes: Sequence[str]) -> str:
-    """`pneumonia`, or `.62 normal .38 pneumonia`."""
+    """`pneumonia`, or `.62 normal` over `.38 pneumonia`."""
     there = [(share, name) for share, name in zip(target, classes, strict=True) if share > 0.005]
-    return there[0][1][:14] if len(there) == 1 else " ".join(f"{share:.2f}".lstrip("0") + f" {name[:9]}" for share, name in there)
+    return there[0][1][:14] if len(there) == 1 else "\n".join(f"{share:.2f}".lstrip("0") + f" {name[:12]}" for share, name in there)

@@ -50,7 +50,7 @@ SPACE: dict[str, BaseDistribution] = {
     "unfreeze": CategoricalDistribution(("full", "head", "last_1", "last_2", "first_2", "head_then_full", "gradual")),
     "layer_decay": FloatDistribution(0.5, 1.0),
     "label_smoothing": FloatDistribution(0.0, 0.2),
-    "augment": CategoricalDistribution(("none", "flip", "shift", "flip_shift", "affine")),
+    "augment": CategoricalDistribution(("none", "flip", "shift", "flip_shift", "rotate", "affine", "erase", "mixup", "collage")),
 }
 """What the main job searches. Scientific: unfreeze, augment; nuisance: the rest."""
 
