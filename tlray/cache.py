@@ -29,6 +29,8 @@ class Places:
     """Folder for downloads, prepared arrays, pretrained weights and frozen features."""
     offline: bool = False
     """Never open a socket to look for data or weights."""
+    run: str | None = None
+    """Directory of the run that reads; while it is unfinished the features that it has read are kept."""
 
     def folder(self, *parts: str) -> Path:
         """A folder below the cache, made when missing."""

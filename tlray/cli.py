@@ -22,6 +22,7 @@ from tlray.arguments import (
     positive_seconds,
     run_command,
 )  # fmt: skip
+from tlray.cache import Places
 from tlray.config import Config, parse_settings
 from tlray.errors import ConfigError, UserError
 from tlray.registry import TASKS
@@ -171,6 +172,16 @@ def _latent(arguments: argparse.Namespace) -> int:
     return latent(arguments, places_of(arguments))
 
 
+def _cache(arguments: argparse.Namespace) -> int:
+    from tlray.inspecting import clear_cache, show_cache
+
+    if arguments.action == "clear":
+        return clear_cache(Places(), arguments.names)
+    if arguments.names:
+        raise UserError(f"tlray cache show: {arguments.names[0]!r} is one word too many (tlray cache clear deletes)")
+    return show_cache(Places())
+
+
 def _data(arguments: argparse.Namespace) -> int:
     from tlray.data.task import available, open_task
 
@@ -229,6 +240,10 @@ def build_parser() -> argparse.ArgumentParser:
     latent.set_defaults(handler=_latent)
     for each in (evaluate, predict, latent):
         each.add_argument("--json", action="store_true", help="print JSON")
+    cache = commands.add_parser("cache", help="show what lies in the cache, or clear parts of it")
+    cache.add_argument("action", nargs="?", default="show", choices=("show", "clear"))
+    cache.add_argument("names", nargs="*", metavar="NAME", help="features, tasks, pretrained, downloads")
+    cache.set_defaults(handler=_cache)
     data = commands.add_parser("data", help="list data sets, get them ready, check whether they can be had")
     data.add_argument("action", choices=("list", "get", "check"))
     data.add_argument("tasks", nargs="*", type=absolute_task, metavar="TASK")

@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ def _work(
         "experiment": name, "source": chosen_source, "target": chosen_target, "samples": samples,
         "seeds": arguments.seeds, "settings": settings, **(also or {}),
     }  # fmt: skip
-    run = Run(folder, places, resources, console, tuple(banner))
+    run = Run(folder, replace(places, run=str(folder)), resources, console, tuple(banner))
     with opened(folder, asked, arguments.resume):
         print_banner(console, banner)
         say(console, f"Run {run.name} in {folder}; source {chosen_source}, target {chosen_target}, {arguments.seeds} seeds")

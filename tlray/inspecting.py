@@ -1,12 +1,15 @@
-"""Commands that look into delivered models, as `tlray.cli` calls them: they print and write what they found."""
+"""Commands that look into delivered models and into the cache, as `tlray.cli` calls them: they print and write what they found."""
 
 import argparse
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tlray.cache import Places
 from tlray.errors import ConfigError
+from tlray.registry import did_you_mean
 
 
 def latent(arguments: argparse.Namespace, places: Places) -> int:
@@ -56,3 +59,46 @@ def write_svg(path: Path, svg: str) -> None:
         path.write_text(svg, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--out {path} cannot be written ({error.strerror}): name another file") from None
+
+
+KEPT = {
+    "features": "frozen features, made anew when they are needed",
+    "tasks": "prepared images",
+    "pretrained": "weights that tlray has made; making them anew takes training",
+    "downloads": "files from data hubs; getting them anew takes a network",
+}
+"""Folders of the cache and what clearing them costs."""
+
+
+def show_cache(places: Places) -> int:
+    """`tlray cache`: what lies in the cache, and how large it is; an exit status."""
+    from tlray.training.features import budget, pinned, sizes
+
+    features = Path(places.cache, "features")
+    held = [key for key in sizes(features) if pinned(features / key)]
+    for name, what in KEPT.items():
+        folder = Path(places.cache, name)
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        entries = len([path for path in folder.iterdir() if not path.name.startswith(".")]) if folder.is_dir() else 0
+        print(f"{name:10}  {sum(path.stat().st_size for path in files) / 1e6:10,.1f} MB in {entries} entries  {what}")
+    print(f"features may take {budget() / 1e6:,.0f} MB (TLRAY_FEATURES_GIB); {len(held)} of them are pinned by unfinished runs")
+    print(places.cache)
+    return 0
+
+
+def clear_cache(places: Places, names: Sequence[str]) -> int:
+    """`tlray cache clear NAME...`: delete folders of the cache, features but for the pinned ones; an exit status."""
+    from tlray.training.features import evict
+
+    if unknown := [name for name in names if name not in KEPT]:
+        raise ConfigError(f"tlray cache clear: unknown {unknown[0]!r}{did_you_mean(unknown[0], KEPT)}: choose from {', '.join(KEPT)}")
+    if not names:
+        raise ConfigError(f"tlray cache clear: name what is to be deleted: {', '.join(KEPT)}")
+    for name in dict.fromkeys(names):
+        folder = Path(places.cache, name)
+        if name == "features":
+            print(f"features: {len(evict(folder, 0.0))} deleted, {len(list(folder.glob('[!.]*')))} kept for unfinished runs")
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        print(f"{name}: deleted")
+    return 0

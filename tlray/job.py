@@ -104,7 +104,7 @@ def _search(
         "kind": "search", "cells": [_asked(cell) for cell in cells], "trials": trials, "seed": arguments.seed, "seeds": seeds,
         "threshold_rule": arguments.threshold_rule,
     }  # fmt: skip
-    run = Run(folder, places, resources, console, tuple(banner))
+    run = Run(folder, replace(places, run=str(folder)), resources, console, tuple(banner))
     with opened(folder, asked, arguments.resume):
         if (done := finished(folder)) is not None:
             say(console, f"{folder} is finished already")

@@ -1,6 +1,9 @@
 """Cached features of the frozen prefix: equal to computing them anew, made once, named by all they depend on."""
 
+import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +11,8 @@ import torch
 from trainings import config_of, numbers, same, train
 
 from tlray.cache import Places
-from tlray.training.features import extract, extraction_batch, feature_key
+from tlray.errors import ConfigError
+from tlray.training.features import evict, extract, extraction_batch, feature_key, prefix_of, sizes
 from tlray.training.loop import PhaseRunner, worth_caching
 from tlray.training.phases import Phase
 from tlray.training.setup import prepare
@@ -35,7 +39,7 @@ def uncached(patch: pytest.MonkeyPatch) -> None:
     before = PhaseRunner._open_rows
 
     def open_rows(self, places):
-        self.cached = False
+        self.cached, self.prefix = False, None
         return before(self, places)
 
     patch.setattr(PhaseRunner, "_open_rows", open_rows)
@@ -101,16 +105,17 @@ def test_the_key_holds_all_that_features_depend_on(head, places):
     other = prepare(head, places).model
     other.mean += 0.1
     keys = [
-        feature_key("a", "resnet18", "b", model, 28, "float32"),
-        feature_key("c", "resnet18", "b", model, 28, "float32"),
-        feature_key("a", "resnet50", "b", model, 28, "float32"),
-        feature_key("a", "resnet18", "c", model, 28, "float32"),
-        feature_key("a", "resnet18", "b", other, 28, "float32"),
-        feature_key("a", "resnet18", "b", model, 32, "float32"),
-        feature_key("a", "resnet18", "b", model, 28, "float64"),
+        feature_key("a", "resnet18", 5, "b", model, 28, "float32"),
+        feature_key("c", "resnet18", 5, "b", model, 28, "float32"),
+        feature_key("a", "resnet50", 5, "b", model, 28, "float32"),
+        feature_key("a", "resnet18", 4, "b", model, 28, "float32"),
+        feature_key("a", "resnet18", 5, "c", model, 28, "float32"),
+        feature_key("a", "resnet18", 5, "b", other, 28, "float32"),
+        feature_key("a", "resnet18", 5, "b", model, 32, "float32"),
+        feature_key("a", "resnet18", 5, "b", model, 28, "float64"),
     ]
-    assert len(set(keys)) == 7
-    assert feature_key("a", "resnet18", "b", model, 28, "float32") == keys[0]
+    assert len(set(keys)) == 8
+    assert feature_key("a", "resnet18", 5, "b", model, 28, "float32") == keys[0]
 
 
 def test_train_and_validation_features_stand_apart_also_under_folds(head, places):
@@ -126,11 +131,116 @@ def test_a_training_is_the_same_whether_it_extracts_or_finds_the_features(head, 
     assert numbers(first[-1].history) == numbers(second[-1].history)
 
 
-def test_features_do_not_depend_on_the_batches_of_the_extraction(head, places, toy):
+@pytest.mark.parametrize("stages", [5, 4])
+def test_features_do_not_depend_on_the_batches_of_the_extraction(head, places, toy, stages, tmp_path):
     prepared = prepare(replace(head, task=toy(train=40)), places)
     assert [extraction_batch(size) for size in (28, 64, 128, 224, 1024)] == [512, 512, 128, 41, 32]
-    several, one = (extract(prepared.model, prepared.task.train, size, "float32", torch.device("cpu")) for size in (1024, 28))
-    np.testing.assert_allclose(several, one, atol=1e-5)
+    prefix, found = prefix_of("resnet18", 1, stages, 28), []
+    for size in (1024, 28):
+        extract(prepared.model, prefix, prepared.task.train, size, "float32", torch.device("cpu"), tmp_path / f"{size}.npy")
+        found.append(np.load(tmp_path / f"{size}.npy", allow_pickle=False))
+    np.testing.assert_allclose(*found, atol=1e-5 * abs(found[0]).max())
+
+
+EXACT = {"precision": "float64", "epochs": 6, "lr": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "unfreeze"),
+    [("small_cnn", each) for each in ("head", "last_1", "head_then_full", "gradual")]
+    + [("resnet18", each) for each in ("head", "last_1", "last_2", "head_then_full", "gradual")],
+)
+def test_every_schedule_trains_alike_with_and_without_the_cache(toy, encoder, own, monkeypatch, backbone, unfreeze):
+    """In float64, in every epoch; cached wherever a phase has a frozen prefix that is worth it."""
+    config = config_of(toy(), backbone=backbone, weights=encoder(backbone), unfreeze=unfreeze, **EXACT)
+    cached, _ = train(config, own)
+    uncached(monkeypatch)
+    computed, _ = train(config, own)
+    stages = {"small_cnn": 2, "resnet18": 5}[backbone]
+    for one, two in zip(cached, computed, strict=True):
+        frozen = stages - len(prepare(config, own).plan[one.phase].trainable)
+        worth = frozen > 0 and prefix_of(backbone, 1, frozen, 28).affordable(32)
+        assert (one.metrics["cached"], two.metrics["cached"]) == (worth, False)
+        for name in ("train_loss", "val_loss", "val_auroc"):
+            assert one.metrics[name] == pytest.approx(two.metrics[name], abs=1e-6)
+    assert any(epoch.metrics["cached"] for epoch in cached)
+
+
+def test_a_boundary_is_cached_where_it_saves_enough_and_has_room(monkeypatch):
+    """The example of the design: ResNet-50 at 224 px for PneumoniaMNIST (5,232 images)."""
+    deep, pooled, low = (prefix_of("resnet50", 1, stages, 224) for stages in (3, 5, 1))
+    assert deep.shape == (512, 28, 28)
+    assert deep.size * 5232 == pytest.approx(8.4e9, rel=0.01)
+    assert not deep.affordable(5232)
+    assert pooled.shape == (2048,)
+    assert pooled.operations == pytest.approx(2 * 4.09e9, rel=0.01)
+    assert pooled.affordable(5232)
+    assert deep.affordable(500)
+    assert low.operations / low.size == pytest.approx(2 * 112**2 * 64 * 147 / (4 * 56**2 * 64), rel=0.01)
+    assert not prefix_of("mobilenet_v2", 1, 1, 32).affordable(10), "a stem of few operations and large maps"
+    monkeypatch.setenv("TLRAY_FEATURES_GIB", "20")
+    assert deep.affordable(5232)
+    monkeypatch.setenv("TLRAY_FEATURES_GIB", "0.01")
+    assert not pooled.affordable(5232)
+    monkeypatch.setenv("TLRAY_FEATURES_GIB", "much")
+    with pytest.raises(ConfigError, match="TLRAY_FEATURES_GIB='much' is not a number"):
+        pooled.affordable(1)
+
+
+def test_measuring_a_prefix_draws_nothing():
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    prefix_of.__wrapped__("small_cnn", 1, 1, 28)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def stored(folder: Path, name: str, used: float, run: Path | None = None) -> None:
+    """Features of 1,000 bytes that were last used at a time."""
+    (folder / name).mkdir(parents=True)
+    (folder / name / "features.npy").write_bytes(b"0" * 1000)
+    if run is not None:
+        (folder / name / "pins").mkdir()
+        (folder / name / "pins" / "a").write_text(str(run))
+    os.utime(folder / name, (used, used))
+
+
+def test_the_least_recently_used_make_room_but_not_what_an_unfinished_run_reads(tmp_path):
+    for name, partial in (("done", False), ("open", True)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps({"partial": partial}))
+    (tmp_path / "young").mkdir()  # has no summary yet
+    features = tmp_path / "features"
+    stored(features, "first", 1, tmp_path / "open")
+    stored(features, "second", 2, tmp_path / "done")
+    stored(features, "third", 3, tmp_path / "young")
+    stored(features, "fourth", 4, tmp_path / "deleted")
+    stored(features, "fifth", 5)
+    assert list(sizes(features)) == ["first", "second", "third", "fourth", "fifth"]
+    assert evict(features, 5000) == []
+    assert evict(features, 3500) == ["second", "fourth"]
+    assert evict(features, 0, keep="fifth") == []
+    assert sorted(path.name for path in features.iterdir()) == ["fifth", "first", "third"]
+
+
+def test_extracting_beyond_the_budget_makes_room(head, own, toy, monkeypatch):
+    train(replace(head, epochs=1), own)
+    first = {path.parent.name for path in own.folder("features").rglob("*.npy")}
+    used = sum(sizes(own.folder("features")).values())
+    monkeypatch.setenv("TLRAY_FEATURES_GIB", str(2.1 * used / 2**30))
+    for seed in (1, 2):
+        train(replace(head, epochs=1, task=toy(seed=seed)), own)
+    left = sizes(own.folder("features"))
+    assert sum(left.values()) <= 2.1 * used
+    assert len(left) == 4
+    assert not first & left.keys()
+
+
+def test_a_run_pins_what_it_reads(head, own, tmp_path):
+    (tmp_path / "run").mkdir()
+    train(replace(head, epochs=1), replace(own, run=str(tmp_path / "run")))
+    assert evict(own.folder("features"), 0) == []
+    (tmp_path / "run" / "summary.json").write_text(json.dumps({"partial": False}))
+    assert len(evict(own.folder("features"), 0)) == 2
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from trainings import config_of, numbers, same, train
 from tlray.errors import RunError
 from tlray.registry import OPTIMIZERS, SCHEDULERS
 from tlray.training.checkpoint import checkpoint_of_epoch, newest_checkpoint, save_checkpoint
+from tlray.training.features import prefix_of
 from tlray.training.fit import fit
 
 
@@ -76,11 +77,14 @@ def test_a_reduced_rate_is_kept_by_a_resume(toy, places, tmp_path):
     assert_resumes(config, places, tmp_path, after_reduction, whole)
 
 
-def test_batch_norm_and_a_cached_head_resume_bit_for_bit(toy, encoder, places, tmp_path):
+def test_batch_norm_and_cached_features_resume_bit_for_bit(toy, encoder, places, tmp_path):
     config = config_of(toy(), backbone="mobilenet_v2", weights=encoder("mobilenet_v2"), unfreeze="gradual", epochs=12, dropout=0.3)
     whole = train(config, places)
     history = whole[0][-1].history
-    assert [row["cached"] for row in history] == [True] + [False] * 11
+    frozen = [8 - row["phase"] for row in history]
+    assert [row["cached"] for row in history] == [n > 0 and prefix_of("mobilenet_v2", 1, n, 28).affordable(32) for n in frozen]
+    assert history[3]["cached"]
+    assert_resumes(config, places, tmp_path / "cached", 3, whole)
     assert [row["phase"] for row in history][8:10] == [7, 7]
     assert_resumes(config, places, tmp_path, 9, whole)  # in the middle of a phase
     kept = checkpoint_of_epoch(tmp_path, 9).tensors

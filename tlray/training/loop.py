@@ -14,7 +14,7 @@ from tlray.errors import ConfigError, NonFiniteLoss
 from tlray.models.autoencoder import Network
 from tlray.models.classifier import Classifier
 from tlray.registry import AUGMENTS
-from tlray.training.features import cached_features, extraction_batch, feature_key
+from tlray.training.features import Prefix, cached_features, extraction_batch, feature_key, prefix_of
 from tlray.training.objectives import objective_of
 from tlray.training.optim import make_optimizer, rate_factor, set_rates
 from tlray.training.phases import Phase
@@ -72,7 +72,7 @@ def _replicated(above: Above) -> DistributedDataParallel:
 
 
 def worth_caching(config: Config, phase: Phase, drawn: int, images: int) -> bool:
-    """Whether a phase that trains the head alone on unchanged images shall read features of the whole split from the cache.
+    """Whether a phase with a frozen prefix shall read its output for the whole split from the cache.
 
     It shall where it trains on at least a quarter as many images (each counted as often as it comes) as the split has: extracting
     a large split for a few batches would cost more than it saves. A rule on numbers alone, so that every run decides alike.
@@ -101,23 +101,29 @@ class PhaseRunner:
         self.batch_norm = trains_batch_norm(self.model, phase)
         drawn = len(prepared.train)
         self.steps = steps_in_epoch(drawn, self.config.batch_size, self.config.steps_per_epoch, world.size, self.batch_norm)
-        self.cached = (
-            self.start == len(stages)
-            and self.config.augment == "none"
-            and worth_caching(self.config, phase, drawn, len(prepared.task.train))
-        )
+        self.prefix = self._prefix_to_cache(phase, drawn)
+        self.cached = self.prefix is not None
         self._train_rows, self._val_rows = self._open_rows(places)
 
+    def _prefix_to_cache(self, phase: Phase, drawn: int) -> Prefix | None:
+        """The frozen prefix where its output is read from the cache; None where it is computed batch by batch, or there is none."""
+        task, config = self.prepared.task, self.config
+        if self.start == 0 or config.augment != "none" or not worth_caching(config, phase, drawn, len(task.train)):
+            return None
+        prefix = prefix_of(config.backbone, task.channels, self.start, config.size)
+        return prefix if prefix.affordable(len(task.train) + len(task.val)) else None
+
     def _open_rows(self, places: Places) -> tuple[np.ndarray, np.ndarray]:
-        """What batches are cut from: the splits' pixels, or the cached features of the whole prefix."""
+        """What batches are cut from: the splits' pixels, or the cached output of the prefix."""
         splits = (self.prepared.task.train, self.prepared.val_split)
-        if not self.cached:
+        if self.prefix is None:
             return splits[0].images, splits[1].images
         assert isinstance(self.model, Classifier)  # an autoencoder trains all its stages
         config, opened = self.config, []
         for split, split_key in zip(splits, self.prepared.split_keys, strict=True):
-            key = feature_key(self.prepared.encoder, config.backbone, split_key, self.model, config.size, config.precision)
-            opened.append(cached_features(key, self.model, split, config.size, config.precision, self.world.device, places))
+            encoder, stages = self.prepared.encoder, self.prefix.stages
+            key = feature_key(encoder, config.backbone, stages, split_key, self.model, config.size, config.precision)
+            opened.append(cached_features(key, self.model, self.prefix, split, config.size, config.precision, self.world.device, places))
         freeze(self.model, self.phase.trainable)
         return opened[0], opened[1]
 
@@ -125,9 +131,9 @@ class PhaseRunner:
         return torch.from_numpy(rows[indices]).to(self.world.device, non_blocking=True)
 
     def _network_input(self, rows: Tensor) -> Tensor:
-        """The prefix's output for a batch of pixels, without gradients; cached features as they are."""
+        """The prefix's output for a batch of pixels, without gradients; cached features as they are, maps stored [N, H, W, C]."""
         if self.cached:
-            return rows
+            return rows.permute(0, 3, 1, 2) if rows.ndim == 4 else rows
         pixels = self.model.normalise(rows)
         with torch.no_grad():
             outputs = self.model.backbone.forward_stages(pixels, 0, self.start) if self.start else pixels

@@ -1,0 +1,59 @@
+"""`tlray cache`: what lies there, and clearing it without harm to unfinished runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tlray.cli import main
+
+
+@pytest.fixture
+def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache with features of a finished and of an unfinished run, a prepared task and pretrained weights."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("TLRAY_CACHE", str(cache))
+    for name, partial in (("done", False), ("open", True)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps({"partial": partial}))
+        (cache / "features" / name / "pins").mkdir(parents=True)
+        (cache / "features" / name / "features.npy").write_bytes(b"0" * 3_000_000)
+        (cache / "features" / name / "pins" / "a").write_text(str(tmp_path / name))
+    for name in ("tasks", "pretrained"):
+        (cache / name / "one").mkdir(parents=True)
+        (cache / name / "one" / "file").write_bytes(b"0" * 1_500_000)
+    return cache
+
+
+def test_it_shows_what_is_there(filled, capsys):
+    assert main(["cache"]) == 0
+    printed = capsys.readouterr().out
+    assert "features           6.0 MB in 2 entries" in printed
+    assert "tasks              1.5 MB in 1 entries" in printed
+    assert "downloads          0.0 MB in 0 entries" in printed
+    assert "1 of them are pinned by unfinished runs" in printed
+    assert str(filled) in printed
+
+
+def test_it_clears_what_is_named_and_keeps_what_an_unfinished_run_reads(filled, capsys):
+    assert main(["cache", "clear", "features", "tasks"]) == 0
+    assert capsys.readouterr().out == "features: 1 deleted, 1 kept for unfinished runs\ntasks: deleted\n"
+    assert sorted(path.name for path in filled.iterdir()) == ["features", "pretrained"]
+    assert [path.name for path in (filled / "features").iterdir()] == ["open"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["clear"], "name what is to be deleted: features, tasks, pretrained, downloads"),
+        (["clear", "feature"], "unknown 'feature' (did you mean 'features'?)"),
+        (["show", "features"], "one word too many"),
+        (["empty"], "invalid choice: 'empty'"),
+    ],
+)
+def test_mistakes_are_one_sentence(filled, capsys, argv, sentence):
+    assert main(["cache", *argv]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+    assert len(list(filled.iterdir())) == 3
