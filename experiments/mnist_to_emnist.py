@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from tlray.experiment import Lab, experiment, first_line
-from tlray.runs.arms import SEED
+from tlray.runs.arms import SEED, short_name
 from tlray.runs.compare import Comparison, Question
 from tlray.runs.folder import Drawing
 from tlray.runs.pictures import augmented_drawing, line_drawing, square_drawing
@@ -29,16 +29,20 @@ STEPS: dict[str, Any] = {
 def main(lab: Lab) -> None:
     """One comparison: lines from source to target and to the source itself, and the square of sources and targets."""
     lab.needs_one_label()
-    source, target = lab.source, lab.target
-    images = {task: lab.samples or ("100/class" if task == "digits" else "256/class") for task in (source, target)}
+    specs = {short_name(spec): spec for spec in (lab.source, lab.target)}
+    source, target = short_name(lab.source), short_name(lab.target)
+    images = {task: lab.samples or ("100/class" if task == "digits" else "256/class") for task in specs}
     wanted = [(source, target, s, augment) for s in SHOTS for augment in AUGMENTS]
     wanted += [(source, source, s, augment) for s in HOME for augment in AUGMENTS]
     wanted += [(target, to, 64, "none") for to in (target, source)]
-    arms = {name(*each): {"task": each[1], "samples": images[each[1]], "weights": weights(each[0], *each[2:])} for each in wanted}
+    arms = {
+        name(a, b, count, augment): {"task": specs[b], "samples": images[b], "weights": weights(specs[a], count, augment)}
+        for a, b, count, augment in wanted
+    }
     base = lab.config(backbone="small_cnn", weights="imagenet", unfreeze="head", epochs=1, **STEPS)
     gains = [(name(source, target, s, augment), name(source, target, s, "none")) for s in SHOTS for augment in AUGMENTS[1:]]
     done = lab.compare(base, {"arm": arms}, Question("Shots of the source", first_line(__doc__), ("accuracy",), lambda _: gains))
-    lab.report(done, drawings(done, lab), shots(done, source, target))
+    lab.report(done, drawings(done, lab, source, target), shots(done, source, target))
 
 
 def name(source: str, target: str, count: int, augment: str) -> str:
@@ -52,9 +56,8 @@ def weights(source: str, count: int, augment: str) -> str:
     return f"{source}?" + "&".join(f"{key}={value}" for key, value in fields.items())
 
 
-def drawings(done: Comparison, lab: Lab) -> list[Drawing]:
+def drawings(done: Comparison, lab: Lab, source: str, target: str) -> list[Drawing]:
     """Both figures of the report, the square of sources and targets, the augmentations."""
-    source, target = lab.source, lab.target
     found = []
     for to, values in ((target, SHOTS), (source, HOME)):
         series = {augment: [(float(s), name(source, to, s, augment)) for s in values] for augment in AUGMENTS}

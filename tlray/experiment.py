@@ -42,6 +42,7 @@ STAND_INS = {
     "emnist_letters": "digits", "imagenet": "phantom_chest",
 }  # fmt: skip
 """Default data and weights that may be missing -> what takes their place, under a banner. Named ones are never replaced."""
+PHANTOM_LINE = "PHANTOM DATA, drawn by a seeded generator: these figures say nothing about patients or about how good a method is."
 BACKBONE = "{backbone}"
 """Stands in --source for the backbone's name: `weights/{backbone}-cifar10.safetensors`."""
 
@@ -218,8 +219,8 @@ def stand_in(name: str, size: int, backbone: str | None, places: Places, banner:
     if reason is None or name not in STAND_INS:
         return name
     banner.append(f"{STAND_INS[name]} stands in for {name}, which cannot be had: {reason}")
-    if STAND_INS[name].startswith("phantom"):
-        banner.append("Phantom data are drawn by a seeded generator: their figures say nothing about patients.")
+    if STAND_INS[name].startswith("phantom") and PHANTOM_LINE not in banner:
+        banner.insert(0, PHANTOM_LINE)
     return STAND_INS[name]
 
 

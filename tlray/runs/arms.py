@@ -77,15 +77,17 @@ def _choices(name: str, values: Sequence[Any] | Mapping[str, Mapping[str, Any]])
     return bundles
 
 
+def short_name(spec: str) -> str:
+    """A task or weights as they read in an arm's name: files and folders by their stem, without the seed's place."""
+    text = spec.replace(f"?seed={SEED}", "").replace(f"&seed={SEED}", "")
+    if "?" in text or not ("/" in text or ":" in text):
+        return text
+    path = Path(text.partition(":")[2] or text)
+    return f"{path.parent.stem}/autoencoder" if path.name == "autoencoder" and path.parent.name else path.stem
+
+
 def _short(name: str, value: Any) -> str:
-    """A value as it reads in an arm's name: files by their stem, without the seed's place."""
-    text = str(value)
-    if name in ("task", "weights"):
-        text = text.replace(f"?seed={SEED}", "").replace(f"&seed={SEED}", "")
-        if "?" not in text and ("/" in text or ":" in text):
-            path = Path(text.partition(":")[2] or text)
-            text = f"{path.parent.stem}/autoencoder" if path.name == "autoencoder" and path.parent.name else path.stem
-    return text
+    return short_name(value) if name in ("task", "weights") and isinstance(value, str) else str(value)
 
 
 def config_of(base: Config, fields: Mapping[str, Any], across: Across, replicate: Replicate) -> Config:

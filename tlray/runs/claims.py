@@ -26,7 +26,7 @@ class Claim:
 
 def said(row: Mapping[str, Any]) -> str:
     """`AUROC, A minus B +0.012 [-0.003, +0.027], Holm p 0.110`."""
-    p = "" if row["p_holm"] is None else f", Holm p {row['p_holm']:.3f}"
+    p = "" if row["p_holm"] is None else f", Holm p {row['p_holm']:.3f}" if row["p_holm"] >= 0.001 else ", Holm p < .001"
     interval = "" if row["low"] is None else f" [{row['low']:+.3f}, {row['high']:+.3f}]"
     return f"{nice(row['metric'])}, {row['arm']} minus {row['against']} {row['difference']:+.3f}{interval}{p}"
 

@@ -176,7 +176,10 @@ def finish(
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture that belongs in a report. name: of its file. svg: inline, as `tlray.report.style.Picture` makes it."""
+    """A picture that belongs in a report.
+
+    name: of its file, letters, digits and hyphens. svg: inline, as `tlray.report.style.Picture` makes it.
+    """
 
     name: str
     title: str
