@@ -13,7 +13,7 @@ from typing import Any
 
 from tlray.experiment import Lab, experiment, first_line
 from tlray.runs.compare import Question
-from tlray.runs.pictures import latent_drawing
+from tlray.runs.pictures import latent_drawing, reconstruction_drawing
 from tlray.runs.verdicts import chest_to_pneumonia
 
 SCHEDULES = {"frozen": "head", "trainable": "full", "LP-FT": "head_then_full", "gradual": "gradual"}
@@ -24,12 +24,16 @@ METRICS = ("accuracy", "auroc", "balanced_accuracy", "f1")
 def main(lab: Lab) -> None:
     """One comparison of all arms."""
     lab.needs_one_label()
+    lab.needs_data_set()
     base = lab.config(backbone="small_cnn", epochs=15)
     question = Question("From chest radiographs to pneumonia", first_line(__doc__), METRICS, pairs)
     done = lab.compare(base, {"arm": arms(lab.source)}, question)
     names = (NONE, "classifier, frozen", "classifier, trainable", "autoencoder, frozen", "autoencoder, trainable")
-    drawing = latent_drawing(done, "latent", dict(zip(names, names, strict=True)), ("features",), "Latent space of validation images")
-    lab.report(done, [drawing], chest_to_pneumonia(done, lab.source.partition("?")[0]))
+    drawings = [
+        latent_drawing(done, "latent", dict(zip(names, names, strict=True)), ("features",), "Latent space of validation images"),
+        reconstruction_drawing(f"{lab.source}/autoencoder", base, lab.run),
+    ]
+    lab.report(done, drawings, chest_to_pneumonia(done, lab.source))
 
 
 def arms(source: str) -> dict[str, dict[str, Any]]:

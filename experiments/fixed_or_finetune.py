@@ -4,8 +4,8 @@ r"""Fixed features or fine-tuning, and does a search beat the best of the hand-m
     python experiments/fixed_or_finetune.py --source 'weights/{backbone}-cifar10.safetensors' --target npz:pneumonia_28.npz --set size=32
 
 Report R4. Its twelve cells: ResNet-50 (learning rates 1e-3 and 5e-4, dropout .5) and MobileNetV2 (plain, dropout .5, a step scheduler),
-each fine-tuned and as fixed features, on 400 training images (--samples all: the whole). First tlray searches the same ground; its winner
-on validation is trained with the same seeds and compared, on test, with the hand-made condition that is best on validation.
+each fine-tuned and as fixed features, here on 400 training images (--samples all: the whole). First tlray searches the same ground; its
+winner on validation is trained with the same seeds and compared, on test, with the hand-made condition that is best on validation.
 """
 
 import sys
@@ -38,15 +38,22 @@ def main(lab: Lab) -> None:
     for backbone in ("mobilenet_v2", "resnet50"):
         planned, _ = plan_cells([lab.target], [backbone], weights_of(lab.source, backbone), base, dict(lab.settings), lab.run.places)
         cells += planned
+    question = Question("Fixed features or fine-tuning?", first_line(__doc__), METRICS, pairs)
+    lab.check(base, {"arm": (arms := conditions(lab.source))}, question)
+    lab.start_ray()
     best = best_by_validation(cells, lab.run, trials=TRIALS, seed=0).config
     searched = {field: value for field, value in best.items() if field not in ("seed", "fold", "folds", "threads")}
-    arms: dict[str, dict[str, Any]] = {}
-    for condition, fields in CONDITIONS.items():
-        source = weights_of(lab.source, fields["backbone"])
-        arms |= {f"{condition}, {way}": {**fields, "weights": source, "unfreeze": unfreeze} for way, unfreeze in WAYS.items()}
-    question = Question("Fixed features or fine-tuning?", first_line(__doc__), METRICS, pairs)
     done = lab.compare(replace(base, backbone="resnet50"), {"arm": {**arms, SEARCHED: searched}}, question)
     lab.report(done, [], fixed_or_finetuned(done, list(CONDITIONS)))
+
+
+def conditions(source: str) -> dict[str, dict[str, Any]]:
+    """The twelve cells: name -> fields."""
+    return {
+        f"{condition}, {way}": {**fields, "weights": weights_of(source, fields["backbone"]), "unfreeze": unfreeze}
+        for condition, fields in CONDITIONS.items()
+        for way, unfreeze in WAYS.items()
+    }
 
 
 def pairs(validation: dict[str, float]) -> list[tuple[str, str]]:

@@ -29,6 +29,8 @@ STEPS: dict[str, Any] = {
 def main(lab: Lab) -> None:
     """One comparison: lines from source to target and to the source itself, and the square of sources and targets."""
     lab.needs_one_label()
+    lab.needs_data_set()
+    steps = STEPS | {key: value for key, value in lab.settings.items() if key in STEPS}
     specs = {short_name(spec): spec for spec in (lab.source, lab.target)}
     source, target = short_name(lab.source), short_name(lab.target)
     images = {task: lab.samples or ("100/class" if task == "digits" else "256/class") for task in specs}
@@ -36,7 +38,7 @@ def main(lab: Lab) -> None:
     wanted += [(source, source, s, augment) for s in HOME for augment in AUGMENTS]
     wanted += [(target, to, 64, "none") for to in (target, source)]
     arms = {
-        name(a, b, count, augment): {"task": specs[b], "samples": images[b], "weights": weights(specs[a], count, augment)}
+        name(a, b, count, augment): {"task": specs[b], "samples": images[b], "weights": weights(specs[a], count, augment, steps)}
         for a, b, count, augment in wanted
     }
     base = lab.config(backbone="small_cnn", weights="imagenet", unfreeze="head", epochs=1, **STEPS)
@@ -50,9 +52,9 @@ def name(source: str, target: str, count: int, augment: str) -> str:
     return f"{source} to {target}, {count}/class, {augment}"
 
 
-def weights(source: str, count: int, augment: str) -> str:
+def weights(source: str, count: int, augment: str, steps: dict[str, Any]) -> str:
     """The pretraining on a source, with the seed of the training."""
-    fields = {**STEPS, "epochs": 5, "dropout": 0.25, "samples": f"{count}/class", "augment": augment, "seed": SEED}
+    fields = {**steps, "epochs": 5, "dropout": 0.25, "samples": f"{count}/class", "augment": augment, "seed": SEED}
     return f"{source}?" + "&".join(f"{key}={value}" for key, value in fields.items())
 
 

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
 
 
-def field_help() -> str:
-    """The fields of a Config that `--set` takes, each with its line."""
-    lines = [f"  {name:16} {each.metadata['help']} ({each.default})" for name, each in FIELDS.items() if name not in FLAGS]
+def field_help(hidden: Collection[str] = (*FLAGS, "objective")) -> str:
+    """The fields of a Config that `--set` takes, each with its line; not those that a command settles in other ways."""
+    lines = [f"  {name:16} {each.metadata['help']} ({each.default})" for name, each in FIELDS.items() if name not in hidden]
     return "\n".join(["fields for --set FIELD=VALUE:", *lines])
 
 

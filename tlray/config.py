@@ -222,6 +222,8 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
         if not equals:
             raise ConfigError(f"{setting!r} is not of the form field=value")
         values[name.strip()] = parse_field(name.strip(), text.strip())
+    if values.get("objective") == "autoencoder":
+        raise ConfigError(f"--set objective=autoencoder: an autoencoder is a pretraining, name it as {AS_WEIGHTS}")
     return values
 
 

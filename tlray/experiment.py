@@ -1,9 +1,11 @@
 """What every experiment shares: its flags, data that stand in for missing ones, one run directory, one Ray, one comparison."""
 
 import argparse
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,17 +26,17 @@ from tlray.arguments import (
     run_command,
 )
 from tlray.cache import Places
-from tlray.cluster.session import started
-from tlray.config import Config, parse_field, parse_settings
+from tlray.cluster.session import running, started
+from tlray.config import PATH_SCHEMES, Config, parse_field, parse_settings
 from tlray.data.task import available, open_task
-from tlray.errors import ConfigError, DataError, Interrupted
+from tlray.errors import ConfigError, DataError, Interrupted, UserError
 from tlray.job import check_name, print_banner, print_dashboard, resources_of, say
 from tlray.models.weights import imagenet_available
-from tlray.registry import did_you_mean
+from tlray.registry import TASKS, did_you_mean
 from tlray.report.resampled import RESAMPLED
 from tlray.runs.arms import Across, make_grid
 from tlray.runs.claims import Claim
-from tlray.runs.compare import METRICS, Comparison, Question, compare
+from tlray.runs.compare import METRICS, Comparison, Question, checked, compare
 from tlray.runs.folder import Drawing, Run, add_to_report, opened
 
 STAND_INS = {
@@ -43,6 +45,8 @@ STAND_INS = {
 }  # fmt: skip
 """Default data and weights that may be missing -> what takes their place, under a banner. Named ones are never replaced."""
 PHANTOM_LINE = "PHANTOM DATA, drawn by a seeded generator: these figures say nothing about patients or about how good a method is."
+OWN_FLAGS = frozenset({"task", "backbone", "weights", "seed", "fold", "folds", "threads", "objective"})
+"""Fields that the command line settles in other ways than by --set."""
 BACKBONE = "{backbone}"
 """Stands in --source for the backbone's name: `weights/{backbone}-cifar10.safetensors`."""
 
@@ -60,6 +64,7 @@ class Lab:
     seeds: tuple[int, ...]
     samples: int | str | None
     settings: Mapping[str, Any]
+    ray: ExitStack
 
     def config(self, **fields: Any) -> Config:
         """The base configuration: `fields`, then the target and its samples, then what --set fixes."""
@@ -68,7 +73,29 @@ class Lab:
 
     def compare(self, base: Config, across: Across, question: Question) -> Comparison:
         """`tlray.runs.compare` under the seeds that were asked for."""
+        self.check(base, across, question)
+        self.start_ray()
         return compare(base, across, self.run, self.seeds, question)
+
+    def check(self, base: Config, across: Across, question: Question) -> None:
+        """Raise the UserError of whatever would be wrong with this comparison, before Ray starts; also a --set that an arm contradicts."""
+        grid, _ = checked(base, across, self.run, self.seeds, question)
+        for arm, config in grid.configs:
+            if changed := [name for name, value in self.settings.items() if getattr(config, name) != value]:
+                raise ConfigError(f"--set {changed[0]}={self.settings[changed[0]]}: arm {arm!r} sets its own {changed[0]}: leave it out")
+
+    def start_ray(self) -> None:
+        """Start Ray, or join it, until the experiment ends; say where its dashboard is."""
+        if not running():
+            print_dashboard(self.run.console, self.ray.enter_context(started()))
+
+    def needs_data_set(self) -> None:
+        """Raise ConfigError unless the source is a data set that an experiment can pretrain on, with settings of its own."""
+        if self.source not in TASKS and not self.source.startswith(PATH_SCHEMES):
+            guess = did_you_mean(self.source, TASKS.names())
+            raise ConfigError(
+                f"--source {self.source}: this experiment pretrains on its source, so name a data set or a path to one{guess}"
+            )
 
     def needs_one_label(self) -> None:
         """Raise DataError when the target's images have several labels, by which no latent space can be coloured."""
@@ -102,11 +129,11 @@ def experiment(
     name = name or Path(sys.argv[0]).stem
 
     def command() -> int:
-        parser = Parser(prog=f"{name}.py", description=doc, epilog=field_help())
+        parser = Parser(prog=f"{name}.py", description=doc, epilog=field_help(OWN_FLAGS - {"backbone", "weights"}))
         _add_arguments(parser, source, target, seeds, samples)
         arguments = parser.parse_args(argv)
         settings = parse_settings(arguments.settings)
-        if clash := sorted(settings.keys() & {"task", "seed", "samples", "folds", "fold", "threads"}):
+        if clash := sorted(settings.keys() & ((OWN_FLAGS | {"samples"}) - {"backbone", "weights"})):
             raise ConfigError(f"--set {clash[0]}=...: use --target, --seeds or --samples, or leave it out")
         _work(main, name, arguments, settings, source, target)
         return 0
@@ -148,17 +175,19 @@ def _work(
         "seeds": arguments.seeds, "settings": settings, **(also or {}),
     }  # fmt: skip
     run = Run(folder, replace(places, run=str(folder)), resources, console, tuple(banner))
-    with opened(folder, asked, arguments.resume):
+    with opened(folder, asked, arguments.resume), ExitStack() as ray:
         print_banner(console, banner)
-        say(console, f"Run {run.name} in {folder}; source {chosen_source}, target {chosen_target}, {arguments.seeds} seeds")
-        with started() as session:
-            print_dashboard(console, session)
-            lab = Lab(run, chosen_source or "none", chosen_target, tuple(range(arguments.seeds)), samples, settings)
-            try:
-                main(lab)
-            except KeyboardInterrupt:  # outside of Tune, which takes Ctrl-C for itself
-                raise Interrupted(f"interrupted; what is done is saved: the same command with --resume goes on in {folder}") from None
-            print_banner(console, banner)
+        many = f"{arguments.seeds} seed{'s' * (arguments.seeds > 1)}"
+        say(console, f"Run {run.name} in {folder}; source {chosen_source}, target {chosen_target}, {many}")
+        try:
+            main(Lab(run, chosen_source or "none", chosen_target, tuple(range(arguments.seeds)), samples, settings, ray))
+        except KeyboardInterrupt:  # outside of Tune, which takes Ctrl-C for itself
+            raise Interrupted(f"interrupted; what is done is saved: the same command with --resume goes on in {folder}") from None
+        except UserError as error:
+            if not isinstance(error, Interrupted) and not arguments.resume and not any(folder.rglob("trial.json")):
+                shutil.rmtree(folder, ignore_errors=True)  # nothing was trained: the mended command may have the name
+            raise
+        print_banner(console, banner)
     say(console, f"report  {folder / 'report.html'}")
 
 
@@ -166,7 +195,7 @@ def compare_command(argv: Sequence[str] | None = None) -> int:
     """`tlray compare`: every combination of named values under every seed; an exit status."""
 
     def command() -> int:
-        parser = Parser(prog="tlray compare", description=compare_command.__doc__, epilog=field_help())
+        parser = Parser(prog="tlray compare", description=compare_command.__doc__, epilog=field_help(OWN_FLAGS))
         add = parser.add_argument
         add("--task", required=True, dest="target", type=absolute_task, metavar="T", help="data set: a name, npz:FILE or folder:DIR")
         add("--backbone", default="resnet18", metavar="B", help="network (resnet18)")
@@ -179,7 +208,10 @@ def compare_command(argv: Sequence[str] | None = None) -> int:
         add_storage_arguments(parser)
         add_place_arguments(parser)
         arguments = parser.parse_args(argv)
-        settings = {**parse_settings(arguments.settings), "backbone": arguments.backbone, "weights": arguments.weights}
+        settings = parse_settings(arguments.settings)
+        if clash := sorted(settings.keys() & OWN_FLAGS):
+            raise ConfigError(f"--set {clash[0]}=...: use --task, --backbone, --weights or --seeds, or name it in --across")
+        settings |= {"backbone": arguments.backbone, "weights": arguments.weights}
         across = parse_across(arguments.across)
         metrics = arguments.metrics.split(",")
         if unknown := [each for each in metrics if each not in RESAMPLED]:
@@ -188,7 +220,8 @@ def compare_command(argv: Sequence[str] | None = None) -> int:
         asked = {"across": across, "metrics": metrics}
 
         def main(lab: Lab) -> None:
-            lab.report(lab.compare(lab.config(), across, Question(lab.run.name, " ".join(arguments.across), metrics)))
+            varied = Lab(lab.run, lab.source, lab.target, lab.seeds, None, {k: v for k, v in settings.items() if k not in across}, lab.ray)
+            lab.report(varied.compare(lab.config(), across, Question(lab.run.name, " ".join(arguments.across), metrics)))
 
         _work(main, "compare", argparse.Namespace(**vars(arguments), source="none", samples=None), settings, None, arguments.target, asked)
         return 0
@@ -238,7 +271,8 @@ def _print(run: Run, summary: dict[str, Any]) -> None:
     """The table of arms, the conclusion and the verdicts."""
     about = summary["comparison"]
     names = about["metrics"][:2]
-    table = Table(title=f"{run.name}: means over {len(about['seeds'])} seeds, 95 % intervals over trainings")
+    seeds = f"{len(about['seeds'])} seed{'s' * (len(about['seeds']) > 1)}"
+    table = Table(title=f"{run.name}: means over {seeds}, 95 % intervals over trainings")
     for column in ("arm", f"validation {about['monitor']}", *(f"test {name}" for name in names), "s per epoch"):
         table.add_column(column, overflow="fold")
     for entry in about["arms"]:

@@ -15,6 +15,8 @@ from tlray.registry import did_you_mean
 def latent(arguments: argparse.Namespace, places: Places) -> int:
     """`tlray latent`: write the picture, print its numbers; an exit status. Raises UserError for what the user can mend."""
     out = svg_file(arguments.out)
+    if not 0 <= arguments.seed < 2**32:
+        raise ConfigError(f"--seed {arguments.seed} is out of range: at least 0, at most {2**32 - 1}")
     from tlray.deploy.latent import latent_of_models
     from tlray.report.style import standalone
 

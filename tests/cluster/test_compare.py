@@ -112,7 +112,8 @@ def test_figures_are_those_of_the_scored_trainings_and_pairs_are_paired(compared
         if trial.arm == ARMS[0]:
             with np.load(trial_folder(compared.run.folder / FOLDER, trial.number) / "scored.npz", allow_pickle=False) as stored:
                 values.append(evaluate("binary", stored["test_probabilities"].astype(float), stored["test_labels"])["accuracy"])
-    assert entry["test"]["accuracy"] == t_interval(values)
+    plain = t_interval(values)
+    assert entry["test"]["accuracy"] == {**plain, "low": max(0.0, plain["low"]), "high": min(1.0, plain["high"])}
     assert entry["test_noise"]["accuracy"]["value"] == pytest.approx(np.mean(values))
     rows = compared.about["comparisons"]
     assert [(row["metric"], row["arm"], row["against"]) for row in rows] == [
@@ -210,4 +211,11 @@ def test_what_cannot_be_trained_is_said_before_anything_runs(new_run, toy_npz, t
     with pytest.raises(error) as caught:
         compare(toy_config(toy_npz(tmp_path / "toy.npz")), across, run)
     assert sentence in str(caught.value)
+    assert not list(run.folder.iterdir())
+
+
+def test_metrics_that_the_task_does_not_have_are_refused_before_anything_runs(new_run, toy_npz, tmp_path):
+    run = new_run("metrics")
+    with pytest.raises(ConfigError, match="metrics: mae is not measured for toy-.*, a task of kind binary"):
+        compare(toy_config(toy_npz(tmp_path / "toy.npz")), {"lr": [1e-3]}, run, question=Question(metrics=("accuracy", "mae")))
     assert not list(run.folder.iterdir())

@@ -100,7 +100,7 @@ def test_comparisons_costs_claims_and_the_ledger_stand_on_the_page(page, run):
     about = comparison(run)
     assert page.count('<span class="tag apart">higher</span>') == sum(each["verdict"] == "higher" for each in about["comparisons"]) > 0
     assert all(f"{each['difference']:+.3f}" in page for each in about["comparisons"])
-    assert "Holm over 2 pairs" in page
+    assert "Holm over the 2 pairs of this metric" in page
     assert "94,410" in page
     assert "1.23" in page
     assert '<span class="tag good">holds</span>' in page

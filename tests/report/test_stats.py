@@ -111,7 +111,9 @@ def test_paired_t_equals_scipys():
 
 def test_paired_t_at_its_edges():
     assert paired_t([1, 2], [1, 2])["p"] == 1
-    assert paired_t([2, 3], [1, 2])["p"] == 0
+    stepped = paired_t([2, 3], [1, 2])
+    assert stepped["difference"] == 1
+    assert [stepped[name] for name in ("p", "low", "high")] == [None] * 3, "equal steps are no evidence of no spread"
     with pytest.raises(ValueError, match="at least two pairs"):
         paired_t([1], [2])
 

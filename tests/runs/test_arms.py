@@ -59,8 +59,16 @@ def test_folds_repeat_every_arm():
         ({"fold": [0, 1]}, [0], "name folds=[K]"),
         ({"folds": [3, 5]}, [0], "folds takes one number"),
         ({"lr": [-1.0]}, [0], "lr=-1.0 is out of range"),
-        ({}, [0, 0], "seeds must be different numbers"),
-        ({}, [], "seeds must be different numbers"),
+        ({"lr": 1e-3}, [0], "across: lr needs a list of values, such as [0.001]"),
+        ({"unfreeze": "full"}, [0], "across: unfreeze needs a list of values, such as ['full']"),
+        ({"recipe": {"plain": None}}, [0], "across: recipe needs {name: {field: value}}, but 'plain' stands for None"),
+        ({"folds": 5}, [0], "folds takes one number of at least 2"),
+        ({"folds": [1]}, [0], "folds takes one number of at least 2"),
+        ({"folds": [-1]}, [0], "folds takes one number of at least 2"),
+        ({"monitor": ["auroc", "loss"]}, [0], "monitor chooses among the arms"),
+        ({}, 5, "seeds must be a list of different numbers"),
+        ({}, [0, 0], "seeds must be a list of different numbers"),
+        ({}, [], "seeds must be a list of different numbers"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_in_one_sentence(across, seeds, sentence):

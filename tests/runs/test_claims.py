@@ -32,6 +32,7 @@ def test_within_the_margin_is_the_same_even_when_significant():
     assert close["verdict"] == "higher"
     assert same(close) == HOLDS
     assert same(close, margin=0.001) == FAILS
+    assert same(close, margin=0.005) == OPEN, "a real difference that may lie on either side of the margin"
 
 
 def test_one_pair_is_never_told_apart():
@@ -39,6 +40,15 @@ def test_one_pair_is_never_told_apart():
     assert single["difference"] == pytest.approx(0.8)
     assert differs(single, "higher") == same(single) == OPEN
     assert said(single) == "accuracy, new minus old +0.800"
+
+
+def test_equal_steps_in_few_trainings_are_no_evidence():
+    """Accuracy moves in steps of one image: the same step twice says nothing about the spread."""
+    stepped = apart("accuracy", ("new", "old"), [0.75, 0.5], [0.5, 0.25])
+    assert stepped["p"] is None
+    assert differs(stepped, "higher") == same(stepped) == OPEN
+    equal = apart("accuracy", ("new", "old"), [0.75, 0.5], [0.75, 0.5])
+    assert (equal["p"], same(equal)) == (1.0, HOLDS)
 
 
 def test_a_family_adjusts_its_p_values():

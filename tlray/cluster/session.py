@@ -84,6 +84,13 @@ def _own_address() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def running() -> bool:
+    """Whether this process has a Ray, started here or joined."""
+    import ray
+
+    return ray.is_initialized()
+
+
 @contextlib.contextmanager
 def started(cpus: int | None = None) -> Iterator[Session]:
     """Ray for the length of the block: joined where RAY_ADDRESS is set or Ray already runs in this process, else started here.

@@ -171,7 +171,7 @@ def _render(run: Path, summary: dict[str, Any], rows: Table, ledger: list[dict[s
     for part in parts:  # SVG of tlray.report.style, which escapes the text in it
         part["pictures"] = {name: Markup(svg) for name, svg in part["pictures"].items()}
     for extra in extras:
-        extra["svg"] = Markup(extra["svg"])
+        extra["svg"] = Markup(legible(extra["svg"]))
     page = environment.get_template(template).render(
         css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         run={"name": summary["run"]},
@@ -181,6 +181,12 @@ def _render(run: Path, summary: dict[str, Any], rows: Table, ledger: list[dict[s
         **views,
     )
     return page, drawn
+
+
+def legible(svg: str) -> str:
+    """A picture that keeps its letters readable where the page is narrower: it scrolls sideways rather than shrink."""
+    found = re.search(r'viewBox="0 0 ([\d.]+)', svg)
+    return svg.replace('style="max-width', f'style="min-width:{float(found[1]):.0f}px;max-width', 1) if found else svg
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:

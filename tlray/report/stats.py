@@ -170,7 +170,8 @@ def standard_error(values: np.ndarray, test_share: float | None = None) -> float
 def paired_t(a: Sequence[float], b: Sequence[float], test_share: float | None = None) -> dict[str, Any]:
     """Paired t-test of a - b, the pairs being equal seeds (or folds): {"difference", "low", "high", "p", "pairs", "interval"}.
 
-    `p` is two-sided; without spread in the differences it is 1 (all zero) or 0. Raises ValueError for fewer than two pairs.
+    `p` is two-sided. Equal differences other than zero, as steps of one image give them in few trainings, say nothing about their
+    spread: then p, low and high are None. Raises ValueError for fewer than two pairs.
 
     Args:
         test_share: for cross-validated values, validation images divided by training images (`corrected_t_interval`).
@@ -180,7 +181,10 @@ def paired_t(a: Sequence[float], b: Sequence[float], test_share: float | None = 
     if count < 2:
         raise ValueError(f"a paired t-test needs at least two pairs, not {count}")
     mean, error = float(differences.mean()), standard_error(differences, test_share)
-    p = float(2 * stats.t.sf(abs(mean) / error, count - 1)) if error > 0 else float(mean == 0)
+    if error <= 1e-12 * abs(mean) and mean != 0:
+        nothing = dict.fromkeys(("low", "high", "p"))
+        return {"difference": mean, **nothing, "pairs": count, "interval": f"no interval from {count} equal differences"}
+    p = float(2 * stats.t.sf(abs(mean) / error, count - 1)) if error > 0 else 1.0
     half = float(stats.t.ppf(0.975, count - 1)) * error
     what = f"95 % paired t-interval over {count} pairs" + ("" if test_share is None else ", Nadeau-Bengio corrected")
     return {"difference": mean, "low": mean - half, "high": mean + half, "p": p, "pairs": count, "interval": what}

@@ -30,15 +30,16 @@ class Replicate:
 
 def replicates_of(across: Across, seeds: Sequence[int]) -> list[Replicate]:
     """Every repetition: the seeds, or with `folds` in across all folds of each. Raises ConfigError when there is nothing to repeat."""
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ConfigError("seeds must be different numbers, at least one")
+    if not isinstance(seeds, Sequence) or not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError("seeds must be a list of different numbers, at least one, such as range(5)")
     if "fold" in across:
         raise ConfigError("across: name folds=[K]; every fold of the K is then trained")
     if "folds" not in across:
         return [Replicate(seed) for seed in seeds]
-    if isinstance(across["folds"], Mapping) or len(across["folds"]) != 1 or not isinstance(across["folds"][0], int):
-        raise ConfigError("across: folds takes one number of folds, such as folds=[5], since arms are paired fold by fold")
-    return [Replicate(seed, fold) for seed in seeds for fold in range(across["folds"][0])]
+    folds = across["folds"]
+    if not isinstance(folds, Sequence) or len(folds) != 1 or not isinstance(folds[0], int) or folds[0] < 2:
+        raise ConfigError("across: folds takes one number of at least 2, such as folds=[5], since arms are paired fold by fold")
+    return [Replicate(seed, fold) for seed in seeds for fold in range(folds[0])]
 
 
 def arms_of(across: Across) -> dict[str, dict[str, Any]]:
@@ -63,9 +64,13 @@ def arms_of(across: Across) -> dict[str, dict[str, Any]]:
 
 def _choices(name: str, values: Sequence[Any] | Mapping[str, Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     """(label, fields) of every value of one dimension."""
+    if isinstance(values, str) or not isinstance(values, Sequence | Mapping):
+        raise ConfigError(f"across: {name} needs a list of values, such as [{values!r}]")
     if not len(values):
         raise ConfigError(f"across: {name} has no values")
     if isinstance(values, Mapping):
+        if wrong := [label for label, fields in values.items() if not isinstance(label, str) or not isinstance(fields, Mapping)]:
+            raise ConfigError(f"across: {name} needs {{name: {{field: value}}}}, but {wrong[0]!r} stands for {values[wrong[0]]!r}")
         bundles = [(label, dict(fields)) for label, fields in values.items()]
     else:
         bundles = [(f"{name}={_short(name, value)}", {name: value}) for value in values]
@@ -74,6 +79,8 @@ def _choices(name: str, values: Sequence[Any] | Mapping[str, Mapping[str, Any]])
             raise ConfigError(f"across: unknown field {unknown[0]!r}{did_you_mean(unknown[0], FIELDS)}")
         if fixed := sorted(fields.keys() & {"seed", "fold", "folds"}):
             raise ConfigError(f"across: {fixed[0]} repeats every arm and cannot set arms apart: use seeds, or folds=[K]")
+        if "monitor" in fields:
+            raise ConfigError("across: monitor chooses among the arms and must be the same for all: set it once")
     return bundles
 
 

@@ -43,7 +43,7 @@ def apart(what: str, arms: tuple[str, str], a: Sequence[float], b: Sequence[floa
     found = paired_t(a, b)
     higher = "higher" if found["difference"] > 0 else "lower"
     edges = {"test_low": found["low"], "test_high": found["high"], "p_holm": found["p"]}
-    return {**about, **found, **edges, "verdict": higher if found["p"] < LEVEL else ALIKE}
+    return {**about, **found, **edges, "verdict": higher if found["p"] is not None and found["p"] < LEVEL else ALIKE}
 
 
 def within_family(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -62,9 +62,17 @@ def differs(row: Mapping[str, Any], direction: str) -> str:
 
 
 def same(row: Mapping[str, Any], margin: float = MARGIN) -> str:
-    """The verdict on "these two arms do equally well": within the margin, apart, or unknown."""
-    found = equivalent(row, margin)
-    return HOLDS if found == EQUAL else OPEN if found == ALIKE else FAILS
+    """The verdict on "these two arms do equally well".
+
+    It holds when both intervals lie within the margin, and falls when both lie beyond it on one side: a difference that is real but
+    may be small leaves it open.
+    """
+    if equivalent(row, margin) == EQUAL:
+        return HOLDS
+    edges = [(row["low"], row["high"]), (row["test_low"], row["test_high"])]
+    if any(low is None for low, _ in edges):
+        return OPEN
+    return FAILS if all(low > margin for low, _ in edges) or all(high < -margin for _, high in edges) else OPEN
 
 
 def together(verdicts: Sequence[str]) -> str:

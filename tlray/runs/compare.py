@@ -5,9 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from tlray.cluster.session import started
 from tlray.cluster.trial import Job
 from tlray.config import Config
-from tlray.data.task import open_task
+from tlray.data.task import Task, open_task
 from tlray.errors import ConfigError, Interrupted, RunError
 from tlray.report.comparing import compare_arms, conclusion
 from tlray.report.stats import Spread
@@ -15,10 +18,11 @@ from tlray.results import Trial, read_trials, rows_of
 from tlray.runs.arms import Across, Grid, make_grid
 from tlray.runs.delivery import describe_task
 from tlray.runs.evaluation import Scored, TestDoor, score
-from tlray.runs.figures import chosen_arms, interval_of, measured, spreads_of, validated, validation_share
+from tlray.runs.figures import chosen_arms, fold_share, interval_of, measured, spreads_of, validated
 from tlray.runs.folder import Run, finish, prepare_weights
 from tlray.runs.planning import check_training
 from tlray.runs.progress import Display
+from tlray.training.metrics import chance_metrics
 
 FOLDER = "comparison"
 METRICS = ("auroc", "accuracy", "balanced_accuracy", "f1")
@@ -67,8 +71,7 @@ class Comparison:
         named = {name for pair in pairs for name in pair}
         values = {arm: self.values(arm, metric) for arm in named}
         spreads = {arm: self.spreads[arm][metric] for arm in named}
-        share = None if self.grid.folds is None else validation_share(self.grid, self.grid.arms[0], self.run)
-        return compare_arms(metric, pairs, values, spreads, share)
+        return compare_arms(metric, pairs, values, spreads, fold_share(self.grid))
 
 
 def compare(
@@ -87,22 +90,27 @@ def compare(
     Raises Interrupted after Ctrl-C, with the state saved; RunError when a training came to no epoch; the UserError of a wrong
     configuration before anything is trained.
     """
-    started, question = time.monotonic(), question or Question()
-    grid = make_grid(base, across, seeds)
-    names = _check(grid, run)
-    prepare_weights([config for _, config in grid.configs], run)
-    trials = _train(grid, run)
+    question = question or Question()
+    grid, names = checked(base, across, run, seeds, question)
+    began, before = time.monotonic(), _spent(run)
+    with started():
+        prepare_weights([config for _, config in grid.configs], run)
+        trials = _train(grid, run)
+
+    def seconds() -> float:
+        return before + time.monotonic() - began
+
     rows = [{**row, "task": names[row["config/task"]]} for row in rows_of(FOLDER, base.task, trials)]
     if len(trials) < len(grid.configs) or not all(trial.ended for trial in trials):
-        finish(run, "compare", rows, [], partial=True, seconds=0.0)
+        finish(run, "compare", rows, [], partial=True, seconds=seconds())
         raise Interrupted(f"interrupted; what is done is saved: the same command with --resume goes on in {run.folder}")
     of_arm = {arm: [trial for trial in trials if trial.arm == arm] for arm in grid.arms}
-    intervals = {arm: interval_of(grid, arm, run) for arm in grid.arms}
-    entries = [validated(grid, arm, of_arm[arm], names[grid.first(arm).task], intervals[arm]) for arm in grid.arms]
+    interval = interval_of(grid)
+    entries = [validated(grid, arm, of_arm[arm], names[grid.first(arm).task], interval) for arm in grid.arms]
     about = _about(grid, run, question, entries)
-    finish(run, "compare", rows, [], partial=True, seconds=time.monotonic() - started, more={"comparison": about})
+    finish(run, "compare", rows, [], partial=True, seconds=seconds(), more={"comparison": about})
     scored = _scored(run, grid, of_arm)
-    about["arms"] = [measured(entry, scored[entry["arm"]], intervals[entry["arm"]]) for entry in entries]
+    about["arms"] = [measured(entry, scored[entry["arm"]], interval) for entry in entries]
     tasks = {entry["arm"]: entry["task"] for entry in entries}
     spreads = spreads_of(scored, tasks, question.metrics)
     for entry in about["arms"]:
@@ -113,26 +121,44 @@ def compare(
     about["comparisons"] = [each for metric in question.metrics for each in done.paired(metric, pairs)]
     images = {task: facts["images_test"] for task, facts in about["tasks"].items()}
     about["conclusion"] = conclusion(about["comparisons"], question.metrics[0], len(grid.seeds), images, grid.folds)
-    summary = finish(run, "compare", rows, [], partial=False, seconds=time.monotonic() - started, more={"comparison": about})
+    summary = finish(run, "compare", rows, [], partial=False, seconds=seconds(), more={"comparison": about})
     return replace(done, summary=summary)
 
 
-def _check(grid: Grid, run: Run) -> dict[str, str]:
-    """Find what is wrong before Ray works: names, data, subsets, folds, weights, a run of other settings; the name of each task."""
-    checked, names = set(), {}
+def checked(
+    base: Config, across: Across, run: Run, seeds: Sequence[int], question: Question
+) -> tuple[Grid, dict[str, str]]:  # fmt: skip
+    """The grid and the name of each task. Finds what is wrong before Ray starts: names, data, subsets, weights, metrics, an old run."""
+    grid, seen, names = make_grid(base, across, seeds), set(), {}
     for _, config in grid.configs:
         key = str(replace(config, seed=0, fold=None if config.folds is None else 0))
-        if key not in checked:
-            checked.add(key)
+        if key not in seen:
+            seen.add(key)
             task = open_task(config.task, config.size, run.places)
             check_training(config, task, run.places)
+            if config.task not in names:
+                _check_metrics(task, question)
             names[config.task] = task.name
     for trial in read_trials(run.folder / FOLDER):
         wanted = grid.configs[trial.number][1].to_dict() if trial.number < len(grid.configs) else {"number of trainings": len(grid.configs)}
         different = [name for name, value in wanted.items() if name != "threads" and trial.config.get(name) != value]
         if different:
             raise RunError(f"{run.folder} was started with another {different[0]}: repeat its command, or give another --name")
-    return names
+    return grid, names
+
+
+def _check_metrics(task: Task, question: Question) -> None:
+    known = chance_metrics(task.kind, len(task.classes), np.asarray(task.val.labels))
+    if missing := [metric for metric in question.metrics if metric not in known]:
+        raise ConfigError(
+            f"metrics: {missing[0]} is not measured for {task.name}, a task of kind {task.kind}: choose from {', '.join(known)}"
+        )
+
+
+def _spent(run: Run) -> float:
+    """Wall time, about, of the trainings that earlier sessions ended, however these ended themselves."""
+    ended = [trial for trial in read_trials(run.folder / FOLDER) if trial.ended]
+    return sum(row["seconds"] for trial in ended for row in trial.history) / run.resources.concurrent
 
 
 def _train(grid: Grid, run: Run) -> list[Trial]:

@@ -5,32 +5,30 @@ from typing import Any
 
 import numpy as np
 
-from tlray.data.subsets import select
-from tlray.data.task import open_task
 from tlray.errors import RunError
 from tlray.report.comparing import corrected_t_interval
 from tlray.report.stats import Draws, Spread, mean_spreads, t_interval
 from tlray.results import Trial
 from tlray.runs.arms import Grid
 from tlray.runs.evaluation import Scored, costs, deviation
-from tlray.runs.folder import Run
 
 Interval = Callable[[Sequence[float]], dict[str, Any]]
 
 
-def interval_of(grid: Grid, arm: str, run: Run) -> Interval:
+def interval_of(grid: Grid) -> Interval:
     """How the mean over an arm's trainings gets its interval: over seeds, or over folds with the correction for shared images."""
-    if grid.folds is None:
+    share, folds, seeds = fold_share(grid), grid.folds, len(grid.seeds)
+    if share is None or folds is None:
         return t_interval
-    share, folds, seeds = validation_share(grid, arm, run), grid.folds, len(grid.seeds)
     return lambda values: corrected_t_interval(values, share, folds=folds, seeds=seeds)
 
 
-def validation_share(grid: Grid, arm: str, run: Run) -> float:
-    """Validation images per training image of an arm."""
-    config = grid.first(arm)
-    train, val, _ = select(open_task(config.task, config.size, run.places), config)
-    return len(val) / len(train)
+def fold_share(grid: Grid) -> float | None:
+    """Images of a fold per image of the others, 1 / (K - 1), by which trainings overlap; None without folds.
+
+    `samples` draws from the others: it makes trainings smaller, not more alike, so it does not count here.
+    """
+    return None if grid.folds is None else 1 / (grid.folds - 1)
 
 
 def validated(grid: Grid, arm: str, trials: Sequence[Trial], task: str, interval: Interval) -> dict[str, Any]:
@@ -62,15 +60,26 @@ def chosen_arms(entries: Sequence[dict[str, Any]], minimise: bool) -> dict[str, 
     return chosen
 
 
+UNBOUNDED = frozenset({"loss", "mae", "quadratic_kappa"})
+"""Metrics that may leave 0..1."""
+
+
+def bounded(name: str, figure: dict[str, Any]) -> dict[str, Any]:
+    """A metric's interval cut off at 0 and 1, which a t-interval of few trainings may leave."""
+    if name in UNBOUNDED or figure["low"] is None:
+        return figure
+    return {**figure, "low": max(0.0, figure["low"]), "high": min(1.0, figure["high"])}
+
+
 def measured(entry: dict[str, Any], scored: Sequence[Scored], interval: Interval) -> dict[str, Any]:
     """The entry with what the trained models do on training, validation and test images, and what they cost in use."""
     parts: dict[str, Any] = {}
     for split in ("train", "val", "test"):
         found = [each.metrics(split) for each in scored]
-        parts[split] = {name: interval([one[name] for one in found]) for name in found[0]}
+        parts[split] = {name: bounded(name, interval([one[name] for one in found])) for name in found[0]}
     decided = [each.at_threshold() for each in scored]
     known = [one for one in decided if one is not None]
-    parts["at_threshold"] = {name: interval([one[name] for one in known]) for name in known[0]} if known else None
+    parts["at_threshold"] = {name: bounded(name, interval([one[name] for one in known])) for name in known[0]} if known else None
     parts["gap"] = interval([each.metrics("train")["accuracy"] - each.metrics("val")["accuracy"] for each in scored])
     return {**entry, **parts, "cost": {**entry["cost"], **scored[0].facts}}
 

@@ -20,7 +20,7 @@ from rich.console import Console
 
 import tlray
 from tlray.cache import Places, write_bytes, write_json
-from tlray.cluster.resources import Resources, cluster
+from tlray.cluster.resources import Resources, cluster, divide, machine
 from tlray.config import Config
 from tlray.errors import RunError
 from tlray.report.page import write_report
@@ -54,6 +54,18 @@ class Run:
     def ledger(self) -> Path:
         """Where every opening of the test split is written down."""
         return self.folder / "test_ledger.jsonl"
+
+
+def new_run(folder: str | Path, data: str | None = None, resume: bool = False) -> Run:
+    """A run directory for `compare`, made where it is missing, with all that this machine has; `data` as in `Places.data`.
+
+    Raises RunError when it holds something already and `resume` is not set.
+    """
+    folder = Path(folder).expanduser().resolve()
+    if not resume:
+        check_folder(folder, resume=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Run(folder, Places(data=data, run=str(folder)), divide(machine(), 0, None, None, None))
 
 
 def check_folder(folder: Path, resume: bool) -> None:
@@ -136,7 +148,8 @@ def prepare_weights(configs: Sequence[Config], run: Run) -> None:
 
     has = cluster()
     cpus, gpus = int(has["CPU"]), int(has["GPU"])
-    workers = max(1, run.resources.workers, gpus or min(len(needed), cpus))
+    at_once = run.resources.concurrent * run.resources.processes
+    workers = max(1, run.resources.workers, gpus or min(len(needed), cpus, at_once))
     resources = Resources(workers, 1, max(1, cpus // workers), 1.0 if gpus else 0.0)
     sources = [replace(each, threads=resources.cpus) for each in needed.values()]
     kinds = Counter(f"{each.backbone} on {each.task}{' (autoencoder)' * (each.objective == 'autoencoder')}" for each in sources)
