@@ -216,6 +216,6 @@ def test_what_cannot_be_trained_is_said_before_anything_runs(new_run, toy_npz, t
 
 def test_metrics_that_the_task_does_not_have_are_refused_before_anything_runs(new_run, toy_npz, tmp_path):
     run = new_run("metrics")
-    with pytest.raises(ConfigError, match="metrics: mae is not measured for toy-.*, a task of kind binary"):
+    with pytest.raises(ConfigError, match=r"metrics: mae is not measured for toy-.*, a task of kind binary"):
         compare(toy_config(toy_npz(tmp_path / "toy.npz")), {"lr": [1e-3]}, run, question=Question(metrics=("accuracy", "mae")))
     assert not list(run.folder.iterdir())
