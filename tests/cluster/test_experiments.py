@@ -129,7 +129,7 @@ def test_fixed_or_finetune(go, data):
         ("low_data", ("--set", "seed=3"), "--set seed=...: use --target, --seeds or --samples"),
         ("low_data", ("--seeds", "0"), "--seeds: 0 is out of range"),
         ("chest_to_pneumonia", ("--set", "lr=-1"), "lr=-1.0 is out of range"),
-        ("chest_to_pneumonia", ("--set", "unfreeze=head"), "--set unfreeze=head: arm 'no transfer' sets its own unfreeze"),
+        ("chest_to_pneumonia", ("--set", "layer_decay=0.5"), "arm 'classifier, trainable, decay' sets its own layer_decay"),
         ("chest_to_pneumonia", ("--source", "none"), "--source none: this experiment pretrains on its source"),
         ("low_data", ("--source", "chestmnst"), "so name a data set or a path to one (did you mean 'chestmnist'?)"),
         ("fixed_or_finetune", ("--source", "none"), "unfreeze='head' starts from frozen stages"),
