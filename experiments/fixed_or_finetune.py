@@ -42,7 +42,7 @@ def main(lab: Lab) -> None:
     lab.check(base, {"arm": (arms := conditions(lab.source))}, question)
     lab.start_ray()
     best = best_by_validation(cells, lab.run, trials=TRIALS, seed=0).config
-    searched = {field: value for field, value in best.items() if field not in ("seed", "fold", "folds", "threads")}
+    searched = {field: value for field, value in best.items() if field not in ("monitor", "seed", "fold", "folds", "threads")}
     done = lab.compare(replace(base, backbone="resnet50"), {"arm": {**arms, SEARCHED: searched}}, question)
     lab.report(done, [], fixed_or_finetuned(done, list(CONDITIONS)))
 
