@@ -1,6 +1,5 @@
 r"""How many labelled images per class must a source have, and do mixup and collage stand in for more of them?
 
-    python experiments/mnist_to_emnist.py --data DIR
     python experiments/mnist_to_emnist.py --source mnist --target emnist_letters --data DIR --seeds 5
 
 Report R3. A small CNN is pretrained on s images per class of the source (5 x 1,000 batches of 8, SGD with rate .01, dropout .25) with no
@@ -13,7 +12,6 @@ Expected on 2 cores with digits in the place of EMNIST, 5 seeds, 10 to 17 minute
 |---|---|---|---|---|
 | 1 | .924 [.912, .936] | .922 [.902, .943] | .904 [.898, .910] | .889 [.855, .924] |
 | 4 | .943 [.935, .952] | .934 [.923, .946] | .913 [.905, .922] | .927 [.908, .947] |
-| 16 | .951 [.949, .952] | .927 [.919, .934] | .914 [.899, .929] | .949 [.944, .955] |
 | 64 | .949 [.940, .959] | .933 [.921, .946] | .916 [.905, .927] | .959 [.955, .963] |
 """
 
