@@ -14,7 +14,7 @@ from tlray.data.task import Task, open_task
 from tlray.errors import ConfigError, Interrupted, RunError
 from tlray.report.comparing import compare_arms, conclusion
 from tlray.report.stats import Spread
-from tlray.results import Trial, read_trials, rows_of
+from tlray.results import Trial, read_summary, read_trials, rows_of
 from tlray.runs.arms import Across, Grid, make_grid
 from tlray.runs.delivery import describe_task
 from tlray.runs.evaluation import Scored, TestDoor, score
@@ -156,9 +156,11 @@ def _check_metrics(task: Task, question: Question) -> None:
 
 
 def _spent(run: Run) -> float:
-    """Wall time, about, of the trainings that earlier sessions ended, however these ended themselves."""
+    """Wall time of earlier sessions: as their summary has it, or, where one was killed, about what its trainings took."""
     ended = [trial for trial in read_trials(run.folder / FOLDER) if trial.ended]
-    return sum(row["seconds"] for trial in ended for row in trial.history) / run.resources.concurrent
+    trained = sum(row["seconds"] for trial in ended for row in trial.history) / run.resources.concurrent
+    said = read_summary(run.folder)["seconds"] if (run.folder / "summary.json").is_file() else 0.0
+    return max(trained, said)
 
 
 def _train(grid: Grid, run: Run) -> list[Trial]:
