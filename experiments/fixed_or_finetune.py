@@ -6,6 +6,14 @@ r"""Fixed features or fine-tuning, and does a search beat the best of the hand-m
 Report R4. Its twelve cells: ResNet-50 (learning rates 1e-3 and 5e-4, dropout .5) and MobileNetV2 (plain, dropout .5, a step scheduler),
 each fine-tuned and as fixed features, here on 400 training images (--samples all: the whole). First tlray searches the same ground; its
 winner on validation is trained with the same seeds and compared, on test, with the hand-made condition that is best on validation.
+
+Expected on 2 cores for the pneumonia npz from CIFAR-10 weights at 32 px, 5 seeds, 19 minutes beside other work (95 % t-intervals):
+
+| arm | test accuracy | test AUROC | s per epoch |
+|---|---|---|---|
+| ResNet-50, dropout, fine-tuned (fixed) | .862 [.848, .876] (.692) | .938 [.920, .956] (.856) | 7.6 (.04 cached) |
+| MobileNetV2, plain, fine-tuned (fixed) | .866 [.843, .888] (.650) | .905 [.887, .922] (.900) | 1.5 (.02 cached) |
+| searched: MobileNetV2, full, lr 2.9e-3, flip_shift | .890 [.878, .902] | .952 [.946, .958] | 1.5 |
 """
 
 import sys
