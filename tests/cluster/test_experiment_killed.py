@@ -1,5 +1,6 @@
 """`kill -9` on the driver of an experiment, then the same command with --resume: the uninterrupted figures, nothing trained twice."""
 
+import json
 import os
 import signal
 import subprocess
@@ -56,6 +57,9 @@ def test_a_killed_experiment_goes_on_where_it_was(toy_npz, tmp_path: Path):
     assert len(after) == TRAININGS
     assert {number: after[number] for number in before} == before
     assert figures(killed) == figures(tmp_path / "whole")
-    assert len((killed / "test_ledger.jsonl").read_text().splitlines()) == 1
+    purposes = [json.loads(line)["purpose"].split(" ")[0] for line in (killed / "test_ledger.jsonl").read_text().splitlines()]
+    assert purposes == ["comparison:", "reconstruction"]
+    subprocess.run([*command(file, tmp_path, "killed"), "--resume"], check=True, capture_output=True, timeout=300)
+    assert len((killed / "test_ledger.jsonl").read_text().splitlines()) == 2, "what was measured is not measured again"
     for left in ("report.html", "results.parquet", "pictures/latent.svg"):
         assert (killed / left).is_file()

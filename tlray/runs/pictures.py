@@ -1,10 +1,12 @@
 """What experiments draw from a finished comparison: latent spaces of its arms, lines over a setting, augmented images."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tlray.cache import digest, write_json
 from tlray.config import RECONSTRUCTION, Config
 from tlray.data.task import Task, open_task
 from tlray.registry import AUGMENTS
@@ -76,7 +78,10 @@ def separabilities(
 
 def reconstruction_drawing(weights: str, target: Config, run: Run) -> Drawing:
     """What the autoencoder that `weights` names makes of test images of its source, with MSE, PSNR and SSIM."""
-    found = reconstruction(weights, target, run)
+    kept = run.folder / f"reconstruction-{digest(weights, target.backbone, target.size)[:16]}.json"
+    if not kept.is_file():  # a run that is taken up again does not open the test split again
+        write_json(kept, reconstruction(weights, target, run))
+    found = json.loads(kept.read_text())
     figures = ", ".join(
         f"{nice(name)} {found[name]['value']:.4f} [{found[name]['low']:.4f}, {found[name]['high']:.4f}]" for name in RECONSTRUCTION
     )
