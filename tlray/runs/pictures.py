@@ -9,13 +9,13 @@ import numpy as np
 from tlray.cache import digest, write_json
 from tlray.config import RECONSTRUCTION, Config
 from tlray.data.task import Task, open_task
-from tlray.registry import AUGMENTS
 from tlray.report.latent import View, embed_pca, embed_tsne, latent_picture, separability, subsample
 from tlray.report.lines import augmented, lines, square
 from tlray.report.style import nice
 from tlray.runs.compare import FOLDER, Comparison
 from tlray.runs.delivery import assemble
 from tlray.runs.folder import Drawing, Run
+from tlray.runs.planning import SPACE
 from tlray.runs.reconstruction import reconstruction
 from tlray.training.features import stage_features
 
@@ -109,8 +109,9 @@ def square_drawing(comparison: Comparison, tasks: Sequence[str], arm_of: Callabl
 
 
 def augmented_drawing(config: Config, run: Run) -> Drawing:
-    """What every augmentation makes of eight training images of a task with one label per image."""
+    """What every augmentation that is searched makes of eight training images of a task with one label per image."""
     task = open_task(config.task, config.size, run.places)
     chosen = np.sort(subsample(np.asarray(task.train.labels), 8, seed=1))
-    svg = augmented("Augmentations", task.train.images[chosen], task.train.labels[chosen], task.classes, AUGMENTS.names())
+    searched: Any = SPACE["augment"]
+    svg = augmented("Augmentations", task.train.images[chosen], task.train.labels[chosen], task.classes, searched.choices)
     return Drawing("augmentations", "Augmentations", svg, f"Eight training images of {task.name}; soft labels under mixed ones.")
