@@ -103,11 +103,6 @@ class Lab:
         if task.kind == "multilabel":
             raise DataError(f"--target {self.target}: {task.name} is multilabel, but this experiment needs one label per image")
 
-    @property
-    def phantom(self) -> bool:
-        """Whether the target is a phantom."""
-        return self.target.startswith("phantom")
-
     def report(self, comparison: Comparison, drawings: Sequence[Drawing] = (), claims: Sequence[Claim] = ()) -> None:
         """Put pictures and verdicts into the report, and print the table of arms with what may be concluded."""
         summary = add_to_report(self.run, drawings, claims)
@@ -115,7 +110,7 @@ class Lab:
 
 
 def experiment(
-    main: Callable[[Lab], None], doc: str | None, *, source: str | None, target: str, seeds: int = 5, samples: int | str | None = None,
+    main: Callable[[Lab], None], doc: str | None, *, source: str, target: str, seeds: int = 5, samples: int | str | None = None,
     argv: Sequence[str] | None = None, name: str | None = None,
 ) -> int:  # fmt: skip
     """Run an experiment from its file; an exit status.
@@ -123,7 +118,7 @@ def experiment(
     Args:
         main: does it, in its run directory and inside one Ray.
         doc: the file's docstring: its first line is the question.
-        source, target, seeds, samples: defaults of the flags; source None: the experiment has none.
+        source, target, seeds, samples: defaults of the flags.
         argv, name: of the command line; by default this process's.
     """
     name = name or Path(sys.argv[0]).stem
@@ -141,7 +136,7 @@ def experiment(
     return run_command(command)
 
 
-def _add_arguments(parser: argparse.ArgumentParser, source: str | None, target: str, seeds: int, samples: int | str | None) -> None:
+def _add_arguments(parser: argparse.ArgumentParser, source: str, target: str, seeds: int, samples: int | str | None) -> None:
     parser.add_argument(
         "--source", type=absolute_weights, default=None, metavar="S",
         help=f"data set to pretrain on, a file of weights, or a path with {BACKBONE} in it ({source})",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tlray.report.comparing import bootstrap_difference, bootstrap_means, compare_arms, conclusion, corrected_t_interval, equivalent
+from tlray.report.comparing import bootstrap_difference, compare_arms, conclusion, corrected_t_interval, equivalent
 from tlray.report.stats import Draws, Spread, bootstrap, mean_spreads, paired_t, t_interval
 from tlray.training.metrics import evaluate
 
@@ -20,6 +20,12 @@ def trainings(make_sample, kind, classes, count, images=150):
         mixed = 0.7 * first + 0.3 * first[random.permutation(images)]
         given.append(mixed)
     return given, labels
+
+
+def means(kind, probabilities, labels, metrics, resamples=1000, seed=0, thresholds=None):
+    """The intervals of the means over trainings, as `bootstrap` gives them for one."""
+    spreads = mean_spreads(Draws(kind, labels, resamples, seed), probabilities, metrics, thresholds)
+    return {name: spread.summary() for name, spread in spreads.items()}
 
 
 def test_corrected_interval_by_hand():
@@ -53,7 +59,7 @@ def test_of_one_training_it_is_the_bootstrap(make_sample, kind, classes, thresho
     probabilities, labels = make_sample(kind, classes, 120, 2)
     names = list(evaluate(kind, probabilities, labels))
     alone = bootstrap(kind, probabilities, labels, names, resamples=50, threshold=threshold)
-    assert bootstrap_means(kind, [probabilities], labels, names, resamples=50, thresholds=[threshold]) == alone
+    assert means(kind, [probabilities], labels, names, resamples=50, thresholds=[threshold]) == alone
 
 
 @pytest.mark.parametrize(("kind", "classes", "threshold"), CASES)
@@ -73,9 +79,9 @@ def test_the_mean_of_trainings_is_the_mean_in_every_resample(make_sample, kind, 
 def test_what_is_asked_wrongly_is_refused(make_sample):
     probabilities, labels = make_sample("binary", 2, 20, 0)
     with pytest.raises(KeyError, match=r"'aurok' \(did you mean 'auroc'"):
-        bootstrap_means("binary", [probabilities], labels, ["aurok"])
+        means("binary", [probabilities], labels, ["aurok"])
     with pytest.raises(ValueError, match="at least one training"):
-        bootstrap_means("binary", [], labels, ["auroc"])
+        means("binary", [], labels, ["auroc"])
     with pytest.raises(ValueError, match="use one Draws"):
         bootstrap_difference(Spread(0.9, np.zeros(10), ""), Spread(0.9, np.zeros(20), ""))
 
@@ -98,7 +104,7 @@ def test_the_interval_of_a_mean_covers_the_truth_about_as_often_as_it_says():
         labels = random.permutation(np.arange(200) % 2)
         scores = [np.where((random.random(200) < 0.8) == (labels == 1), 0.9, 0.1) for _ in range(3)]
         given = [np.stack([1 - score, score], axis=1) for score in scores]
-        found = bootstrap_means("binary", given, labels, ["accuracy"], resamples=200, seed=seed)["accuracy"]
+        found = means("binary", given, labels, ["accuracy"], resamples=200, seed=seed)["accuracy"]
         covered += found["low"] <= 0.8 <= found["high"]
     assert 0.89 <= covered / 200 <= 0.99
 

@@ -32,13 +32,13 @@ def test_settings_that_go_together_have_one_name():
 
 def test_the_seed_of_the_replicate_takes_its_place_in_weights():
     fields = {"weights": f"digits?samples=8/class&seed={SEED}"}
-    config = config_of(BASE, fields, {}, Replicate(3))
+    config = config_of(BASE, fields, Replicate(3))
     assert (config.weights, config.seed) == ("digits?samples=8/class&seed=3", 3)
 
 
 def test_folds_repeat_every_arm():
     across = {"lr": [0.1, 0.2], "folds": [3]}
-    assert replicates_of(across, [0, 5]) == [Replicate(seed, fold) for seed in (0, 5) for fold in range(3)]
+    assert replicates_of(across, [0, 5]) == [Replicate(seed, fold, 3) for seed in (0, 5) for fold in range(3)]
     grid = make_grid(BASE, across, [0, 5])
     assert grid.arms == ["lr=0.1", "lr=0.2"]
     assert (grid.folds, grid.seeds) == (3, [0, 5])

@@ -10,6 +10,8 @@ from tlray.errors import DataError, WeightsError
 from tlray.models.backbones import Backbone, build_backbone
 from tlray.models.kinds import KINDS
 
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
 
 class Classifier(nn.Module):
     """Normalisation, backbone and head (dropout, linear).
@@ -92,9 +94,6 @@ def build_classifier(
     """
     network = build_backbone(backbone, channels, dropout)
     return channels_last(Classifier(network, KINDS[kind].outputs(num_classes), dropout, mean, std))
-
-
-AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def channels_last(network: AnyModule) -> AnyModule:

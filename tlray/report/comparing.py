@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from tlray.report.resampled import Threshold
-from tlray.report.stats import Draws, Spread, holm, mean_spreads, paired_t, standard_error, t_interval
+from tlray.report.stats import Spread, holm, paired_t, standard_error, t_interval
 from tlray.report.style import nice
 
 LEVEL = 0.05
@@ -37,34 +36,6 @@ def corrected_t_interval(values: Sequence[float], test_share: float, folds: int,
     half = float(stats.t.ppf(0.975, count - 1)) * standard_error(np.asarray(values, np.float64), test_share)
     what = f"95 % t-interval over {count} trainings ({folds} folds x {seeds} seed{'s' * (seeds != 1)}), Nadeau-Bengio corrected"
     return result | {"low": result["mean"] - half, "high": result["mean"] + half, "interval": what}
-
-
-def bootstrap_means(
-    kind: str,
-    probabilities: Sequence[np.ndarray],
-    labels: np.ndarray,
-    metrics: Sequence[str],
-    resamples: int = 1000,
-    seed: int = 0,
-    groups: np.ndarray | None = None,
-    thresholds: Sequence[Threshold] | None = None,
-    draws: Draws | None = None,
-) -> dict[str, dict[str, Any]]:
-    """`bootstrap` of the mean of each metric over several trainings, every one scored on the same resampled images.
-
-    The interval is the noise of the test images alone: the trainings stand as they are. Of one training it is `bootstrap`'s.
-    For differences between arms take `mean_spreads` with one `Draws` for all arms, whose `summary()` is the same.
-
-    Args:
-        probabilities: of each training, float [N, K].
-        thresholds: of each training; None is .5 for all.
-        draws: what kind, labels, resamples, seed and groups would give, to draw only once for many calls.
-
-    Returns:
-        {metric: {"value", "low", "high", "interval"}}.
-    """
-    spreads = mean_spreads(draws or Draws(kind, labels, resamples, seed, groups), probabilities, metrics, thresholds)
-    return {name: spread.summary() for name, spread in spreads.items()}
 
 
 def bootstrap_difference(a: Spread, b: Spread) -> dict[str, Any]:
@@ -116,7 +87,7 @@ def _paired(a: Sequence[float | None], b: Sequence[float | None], test_share: fl
     both = np.asarray([a, b], np.float64)  # raises ValueError for unequal lengths; None becomes NaN
     both = both[:, np.isfinite(both).all(axis=0)]
     if both.shape[1] > 1:
-        return paired_t(both[0], both[1], test_share) | {"p_holm": None}  # type: ignore[arg-type]
+        return paired_t(both[0].tolist(), both[1].tolist(), test_share) | {"p_holm": None}
     difference = float(both[0, 0] - both[1, 0]) if both.shape[1] else None
     nothing = dict.fromkeys(("low", "high", "p", "p_holm"))
     return {"difference": difference, **nothing, "pairs": both.shape[1], "interval": "no interval from fewer than two pairs"}

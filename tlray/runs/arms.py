@@ -18,14 +18,11 @@ SEED = "{seed}"
 
 @dataclass(frozen=True)
 class Replicate:
-    """One repetition of every arm: a seed and, in a cross-validation, a fold."""
+    """One repetition of every arm: a seed and, in a cross-validation, one of its folds."""
 
     seed: int
     fold: int | None = None
-
-    def describe(self) -> str:
-        """`seed 3`, or `seed 3, fold 1`."""
-        return f"seed {self.seed}" + (f", fold {self.fold}" if self.fold is not None else "")
+    folds: int | None = None
 
 
 def replicates_of(across: Across, seeds: Sequence[int]) -> list[Replicate]:
@@ -39,7 +36,7 @@ def replicates_of(across: Across, seeds: Sequence[int]) -> list[Replicate]:
     folds = across["folds"]
     if not isinstance(folds, Sequence) or len(folds) != 1 or not isinstance(folds[0], int) or folds[0] < 2:
         raise ConfigError("across: folds takes one number of at least 2, such as folds=[5], since arms are paired fold by fold")
-    return [Replicate(seed, fold) for seed in seeds for fold in range(folds[0])]
+    return [Replicate(seed, fold, folds[0]) for seed in seeds for fold in range(folds[0])]
 
 
 def arms_of(across: Across) -> dict[str, dict[str, Any]]:
@@ -97,11 +94,11 @@ def _short(name: str, value: Any) -> str:
     return short_name(value) if name in ("task", "weights") and isinstance(value, str) else str(value)
 
 
-def config_of(base: Config, fields: Mapping[str, Any], across: Across, replicate: Replicate) -> Config:
+def config_of(base: Config, fields: Mapping[str, Any], replicate: Replicate) -> Config:
     """The training of one arm in one replicate. Raises ConfigError for values that no Config may have."""
     filled = {name: value.replace(SEED, str(replicate.seed)) if isinstance(value, str) else value for name, value in fields.items()}
     if replicate.fold is not None:
-        filled |= {"folds": across["folds"][0], "fold": replicate.fold}  # type: ignore[index]
+        filled |= {"folds": replicate.folds, "fold": replicate.fold}
     return replace(base, **filled, seed=replicate.seed)
 
 
@@ -120,7 +117,7 @@ class Grid:
     @property
     def folds(self) -> int | None:
         """Folds of the cross-validation, None without one."""
-        return self.configs[0][1].folds if self.replicates[0].fold is not None else None
+        return self.replicates[0].folds
 
     @property
     def seeds(self) -> list[int]:
@@ -135,5 +132,5 @@ class Grid:
 def make_grid(base: Config, across: Across, seeds: Sequence[int]) -> Grid:
     """Every arm in every replicate. Raises ConfigError for wrong names, values or combinations."""
     replicates, arms = replicates_of(across, seeds), arms_of(across)
-    configs = [(arm, config_of(base, fields, across, replicate)) for replicate in replicates for arm, fields in arms.items()]
+    configs = [(arm, config_of(base, fields, replicate)) for replicate in replicates for arm, fields in arms.items()]
     return Grid(base, replicates, list(arms), configs)

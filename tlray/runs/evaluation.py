@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -114,7 +115,8 @@ def _facts(prepared: Prepared) -> dict[str, float]:
 
 def _packed(arrays: dict[str, np.ndarray], facts: dict[str, float]) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays, **{f"fact_{name}": np.array(value) for name, value in facts.items()})  # type: ignore[arg-type]
+    stored: dict[str, Any] = arrays | {f"fact_{name}": np.array(value) for name, value in facts.items()}
+    np.savez(buffer, **stored)
     return buffer.getvalue()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from tlray.cache import digest, write_json
 from tlray.config import RECONSTRUCTION, Config
 from tlray.data.task import Task, open_task
+from tlray.errors import RunError
 from tlray.report.latent import View, embed_pca, embed_tsne, latent_picture, separability, subsample
 from tlray.report.lines import augmented, lines, square
 from tlray.report.style import nice
@@ -81,7 +82,10 @@ def reconstruction_drawing(weights: str, target: Config, run: Run) -> Drawing:
     kept = run.folder / f"reconstruction-{digest(weights, target.backbone, target.size)[:16]}.json"
     if not kept.is_file():  # a run that is taken up again does not open the test split again
         write_json(kept, reconstruction(weights, target, run))
-    found = json.loads(kept.read_text())
+    try:
+        found = json.loads(kept.read_text())
+    except ValueError:
+        raise RunError(f"{kept} is damaged: remove it and resume, it is made anew") from None
     figures = ", ".join(
         f"{nice(name)} {found[name]['value']:.4f} [{found[name]['low']:.4f}, {found[name]['high']:.4f}]" for name in RECONSTRUCTION
     )

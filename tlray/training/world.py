@@ -41,14 +41,6 @@ class World:
         dist.all_gather_object(parts, rows)
         return np.concatenate(parts)
 
-    def agree(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
-        if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, device=self.device if dist.get_backend() == "nccl" else None)
-        return box[0]
-
     def average_buffers(self, module: torch.nn.Module) -> None:
         """Average the running statistics of batch-norm over all ranks."""
         if self.size > 1:
