@@ -98,14 +98,19 @@ def seconds_text(values: Sequence[float]) -> str:
     return f"{middle * 1e3:.3g} ms" if middle < 1 else f"{middle:.3g} s"
 
 
-def record(benchmark: Benchmark) -> None:
-    """Print a benchmark as a table and write it to `results/<name>.json`, with the hardware, the versions and the command."""
+def show(benchmark: Benchmark) -> None:
+    """Print a benchmark as a table."""
     table = Table(title=benchmark.title)
     for column in ("what", "figure", "target", "met", "detail"):
         table.add_column(column, overflow="fold")
     for row in benchmark.rows:
         table.add_row(row.what, row.figure(), row.target(), {True: "yes", False: "NO", None: ""}[row.met], row.detail)
     Console(width=160).print(table)
+
+
+def record(benchmark: Benchmark) -> None:
+    """Print a benchmark as a table and write it to `results/<name>.json`, with the hardware, the versions and the command."""
+    show(benchmark)
     RESULTS.mkdir(exist_ok=True)
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES if _installed(name)}}
     facts = {"hardware": {**hardware(), "cpu": cpu_name()}, "versions": versions, "date": time.strftime("%Y-%m-%d")}
