@@ -12,11 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from tlray.cache import write_json
-from tlray.runs.folder import hardware
+from tlray.training.setup import available_threads
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -113,8 +114,8 @@ def record(benchmark: Benchmark) -> None:
     show(benchmark)
     RESULTS.mkdir(exist_ok=True)
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES if _installed(name)}}
-    facts = {"hardware": {**hardware(), "cpu": cpu_name()}, "versions": versions, "date": time.strftime("%Y-%m-%d")}
-    command = f"python benchmarks/{benchmark.name}.py" + "".join(f" {shlex.quote(each)}" for each in sys.argv[1:])
+    facts = {"hardware": hardware(), "versions": versions, "date": time.strftime("%Y-%m-%d")}
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     write_json(RESULTS / f"{benchmark.name}.json", {**asdict(benchmark), **facts, "command": command})
 
 
@@ -124,6 +125,12 @@ def _installed(name: str) -> bool:
     except ModuleNotFoundError:
         return False
     return True
+
+
+def hardware() -> dict[str, Any]:
+    """What this machine is, learnt without Ray, so that a machine that has only torch can measure too."""
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {"cpu": cpu_name(), "cpus": available_threads(), "system": platform.system(), "gpus": ", ".join(names) or "none"}
 
 
 def cpu_name() -> str:
