@@ -1,6 +1,5 @@
 """What all benchmarks share: timing, rows with their spread and target, and the file that the page is made from."""
 
-import json
 import platform
 import shlex
 import statistics
