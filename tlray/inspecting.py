@@ -74,7 +74,7 @@ KEPT = {
 
 def show_cache(places: Places) -> int:
     """`tlray cache`: what lies in the cache, and how large it is; an exit status."""
-    from tlray.training.features import budget, pinned, sizes
+    from tlray.training.feature_files import budget, pinned, sizes
 
     features = Path(places.cache, "features")
     held = [key for key in sizes(features) if pinned(features / key)]
@@ -90,7 +90,7 @@ def show_cache(places: Places) -> int:
 
 def clear_cache(places: Places, names: Sequence[str]) -> int:
     """`tlray cache clear NAME...`: delete folders of the cache, features but for the pinned ones; an exit status."""
-    from tlray.training.features import evict
+    from tlray.training.feature_files import evict, sizes
 
     if unknown := [name for name in names if name not in KEPT]:
         raise ConfigError(f"tlray cache clear: unknown {unknown[0]!r}{did_you_mean(unknown[0], KEPT)}: choose from {', '.join(KEPT)}")
@@ -99,7 +99,7 @@ def clear_cache(places: Places, names: Sequence[str]) -> int:
     for name in dict.fromkeys(names):
         folder = Path(places.cache, name)
         if name == "features":
-            print(f"features: {len(evict(folder, 0.0))} deleted, {len(list(folder.glob('[!.]*')))} kept for unfinished runs")
+            print(f"features: {len(evict(folder, 0.0))} deleted, {len(sizes(folder))} kept for unfinished runs")
             continue
         shutil.rmtree(folder, ignore_errors=True)
         print(f"{name}: deleted")

@@ -26,6 +26,7 @@ from tlray.runs.folder import Run, check_folder, finished, opened
 from tlray.runs.planning import DEFAULT_BACKBONES, Cell, Scale, choose_tasks, default_scale, estimate, plan_cells
 from tlray.runs.search import search
 from tlray.training.pretrain import missing_pretraining
+from tlray.training.setup import default_precision
 
 
 def tune_backbones(arguments: argparse.Namespace, places: Places) -> None:
@@ -38,6 +39,7 @@ def tune_backbones(arguments: argparse.Namespace, places: Places) -> None:
     tasks, banner = choose_tasks(arguments.tasks, base.size, places)
     backbones = dict.fromkeys(arguments.backbones or DEFAULT_BACKBONES)
     cells, lines = plan_cells(list(dict.fromkeys(tasks)), list(backbones), arguments.weights, base, fixed, places)
+    cells = [_with_precision(cell, fixed, scale, resources) for cell in cells]
     _search(arguments, folder, places, resources, cells, [*banner, *lines], trials, arguments.seeds, arguments.time_budget)
 
 
@@ -45,10 +47,11 @@ def train_one(arguments: argparse.Namespace, places: Places) -> None:
     """Train one configuration and deliver its model: a search of one trial."""
     fixed = parse_settings(arguments.settings)
     folder, arguments.concurrent = check_name(arguments.storage, arguments.name or time.strftime("%Y%m%d-%H%M%S"), arguments.resume), 1
-    resources = resources_of(arguments)
+    scale, resources = _scale(arguments, folder), resources_of(arguments)
     check_rule(arguments.threshold_rule)
-    base = replace(_base(arguments, _scale(arguments, folder)), threads=resources.cpus, backbone=arguments.backbone)
+    base = replace(_base(arguments, scale), threads=resources.cpus, backbone=arguments.backbone)
     cells, banner = plan_cells([arguments.task], [arguments.backbone], arguments.weights, base, fixed, places, space={}, first=[{}])
+    cells = [_with_precision(cell, fixed, scale, resources) for cell in cells]
     _search(arguments, folder, places, resources, cells, banner, 1, 1, None)
 
 
@@ -58,10 +61,24 @@ def _scale(arguments: argparse.Namespace, folder: Path) -> Scale:
         return default_scale(machine())
     try:
         begun = json.loads((folder / "run.json").read_text())
-        base = begun["cells"][0]["base"]
-        return Scale(begun["trials"], base["epochs"], base["size"])
+        bases = [cell["base"] for cell in begun["cells"]]
+        precisions = {base["backbone"]: base["precision"] for base in bases}
+        return Scale(begun["trials"], bases[0]["epochs"], bases[0]["size"], precisions)
     except (OSError, ValueError, LookupError, TypeError):
         raise RunError(f"{folder / 'run.json'} is damaged: start a run of another --name") from None
+
+
+def _with_precision(cell: Cell, fixed: dict[str, Any], scale: Scale, resources: Resources) -> Cell:
+    """The cell with the arithmetic that it trains in: as named, as the run began, or by this machine; float32 on a cluster of others."""
+    if "precision" in fixed:
+        return replace(cell, why="named")
+    if scale.precisions is not None:
+        precision, why = scale.precisions.get(cell.base.backbone, cell.base.precision), "as the run began"
+    elif os.environ.get("RAY_ADDRESS"):
+        precision, why = "float32", "a cluster's machines may differ; --set precision=bfloat16 where all have it"
+    else:
+        precision, why = default_precision(cell.base.backbone, resources.gpus)
+    return replace(cell, base=replace(cell.base, precision=precision), why=why)
 
 
 def _base(arguments: argparse.Namespace, scale: Scale) -> Config:
@@ -173,6 +190,7 @@ def print_plan(run: Run, cells: list[Cell], trials: int, seeds: int) -> None:
         say(run.console, f"  {cell.name}: {images}; weights {cell.base.weights}; data {origin}")
         known = f"{len(cell.first)} known configuration{'s' * (len(cell.first) != 1)} first"
         say(run.console, f"    {known}, then searched: {', '.join(cell.space) or 'nothing'}")
+        say(run.console, f"    arithmetic in {cell.base.precision} ({cell.why})")
     often = f"{trials} trial{'s' * (trials > 1)} of up to {base.epochs} epochs each"
     say(run.console, f"  {often}, {base.size} px; the best {base.monitor} on validation wins")
     say(run.console, f"  trials: {run.resources.describe()}")

@@ -81,8 +81,30 @@ def test_a_default_division_of_this_machine_fits_it():
 
 
 def test_the_plan_says_how_trials_run():
-    assert Resources(0, 2, 1, 0.0).describe() == "2 at a time, each inside the trial's process with 1 CPU"
-    assert Resources(2, 1, 4, 1.0).describe() == "1 at a time, each in a TorchTrainer of 2 workers with 4 CPUs and 1 GPU per process"
+    one = Resources(0, 2, 1, 0.0, "one for each core")
+    assert one.describe() == "2 at a time, each inside the trial's process with 1 CPU thread per process (one for each core)"
+    assert Resources(2, 1, 4, 1.0, "x").describe() == (
+        "1 at a time, each in a TorchTrainer of 2 workers with 4 CPU threads and 1 GPU per process (x)"
+    )
+    shared = Resources(0, 4, 2, 0.25, "x").describe()
+    assert (
+        shared
+        == "4 at a time, each inside the trial's process with 2 CPU threads and 0.25 GPU (its memory limited to that share) per process (x)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("has", "workers", "concurrent", "gpus", "why"),
+    [
+        ({"CPU": 2, "GPU": 0}, 0, None, None, "one for each core"),
+        ({"CPU": 2, "GPU": 0}, 1, None, None, "as many as there are cores for"),
+        ({"CPU": 2, "GPU": 0}, 0, 1, None, "as many as named"),
+        ({"CPU": 64, "GPU": 0}, 0, None, None, "eight, so that the search still learns"),
+        ({"CPU": 16, "GPU": 1}, 0, None, 0.25, "as many as the GPUs hold"),
+    ],
+)
+def test_the_plan_says_why_so_many_trials_run_at_once(has, workers, concurrent, gpus, why):
+    assert why in divide(has, workers, concurrent, None, gpus).describe()
 
 
 def test_a_cluster_file_declares_what_it_may_grow_to(tmp_path: Path):

@@ -12,7 +12,8 @@ from trainings import config_of, numbers, same, train
 
 from tlray.cache import Places
 from tlray.errors import ConfigError
-from tlray.training.features import evict, extract, extraction_batch, feature_key, prefix_of, sizes
+from tlray.training.feature_files import evict, sizes
+from tlray.training.features import Frozen, extract, extraction_batch, feature_key, needed_rows, prefix_of
 from tlray.training.loop import PhaseRunner, worth_caching
 from tlray.training.phases import Phase
 from tlray.training.setup import prepare
@@ -65,7 +66,7 @@ def test_cached_features_are_those_of_the_network_in_eval_mode(head, own):
     runner = PhaseRunner(prepared, prepared.plan[0], World(0, 1, torch.device("cpu")), own)
     assert runner.cached
     model = prepared.model.eval()
-    for rows, split in ((runner._train_rows, prepared.task.train), (runner._val_rows, prepared.task.val)):
+    for rows, split in ((runner._train_rows.array, prepared.task.train), (runner._val_rows.array, prepared.task.val)):
         with torch.no_grad():
             one_by_one = torch.cat([model.backbone(model.normalise(torch.from_numpy(image[None].copy()))) for image in split.images])
         assert rows.dtype == np.float32
@@ -100,22 +101,29 @@ def test_other_features_are_extracted_for_other(head, own, toy, encoder, change)
     assert len(files(own)) == 4
 
 
+CPU = torch.device("cpu")
+
+
 def test_the_key_holds_all_that_features_depend_on(head, places):
-    model = prepare(head, places).model
+    frozen = Frozen(prepare(head, places).model, prefix_of("resnet18", 1, 5, 28), "a", 28, "float32", CPU)
     other = prepare(head, places).model
     other.mean += 0.1
+    deeper = prepare(replace(head, backbone="resnet50", weights="none", unfreeze="full"), places).model
     keys = [
-        feature_key("a", "resnet18", 5, "b", model, 28, "float32"),
-        feature_key("c", "resnet18", 5, "b", model, 28, "float32"),
-        feature_key("a", "resnet50", 5, "b", model, 28, "float32"),
-        feature_key("a", "resnet18", 4, "b", model, 28, "float32"),
-        feature_key("a", "resnet18", 5, "c", model, 28, "float32"),
-        feature_key("a", "resnet18", 5, "b", other, 28, "float32"),
-        feature_key("a", "resnet18", 5, "b", model, 32, "float32"),
-        feature_key("a", "resnet18", 5, "b", model, 28, "float64"),
+        feature_key(frozen, "b"),
+        feature_key(frozen, "c"),
+        feature_key(replace(frozen, encoder="c"), "b"),
+        feature_key(replace(frozen, model=deeper), "b"),
+        feature_key(replace(frozen, prefix=prefix_of("resnet18", 1, 4, 28)), "b"),
+        feature_key(replace(frozen, model=other), "b"),
+        feature_key(replace(frozen, size=32), "b"),
+        feature_key(replace(frozen, precision="float64"), "b"),
+        feature_key(replace(frozen, device=torch.device("cuda")), "b"),
+        feature_key(frozen, "b", np.array([1, 2])),
+        feature_key(frozen, "b", np.array([1, 3])),
     ]
-    assert len(set(keys)) == 8
-    assert feature_key("a", "resnet18", 5, "b", model, 28, "float32") == keys[0]
+    assert len(set(keys)) == 11
+    assert feature_key(frozen, "b") == keys[0]
 
 
 def test_train_and_validation_features_stand_apart_also_under_folds(head, places):
@@ -131,15 +139,74 @@ def test_a_training_is_the_same_whether_it_extracts_or_finds_the_features(head, 
     assert numbers(first[-1].history) == numbers(second[-1].history)
 
 
+def test_batches_of_an_extraction_fit_a_cpus_caches_and_fill_a_gpu():
+    assert [extraction_batch(size, CPU) for size in (28, 64, 128, 1024)] == [256, 64, 32, 32]
+    assert [extraction_batch(size, torch.device("cuda")) for size in (28, 128, 224, 1024)] == [512, 512, 167, 32]
+
+
 @pytest.mark.parametrize("stages", [5, 4])
 def test_features_do_not_depend_on_the_batches_of_the_extraction(head, places, toy, stages, tmp_path):
     prepared = prepare(replace(head, task=toy(train=40)), places)
-    assert [extraction_batch(size) for size in (28, 64, 128, 224, 1024)] == [512, 512, 128, 41, 32]
     prefix, found = prefix_of("resnet18", 1, stages, 28), []
     for size in (1024, 28):
-        extract(prepared.model, prefix, prepared.task.train, size, "float32", torch.device("cpu"), tmp_path / f"{size}.npy")
+        extract(Frozen(prepared.model, prefix, "", size, "float32", CPU), prepared.task.train, None, tmp_path / f"{size}.npy")
         found.append(np.load(tmp_path / f"{size}.npy", allow_pickle=False))
     np.testing.assert_allclose(*found, atol=1e-5 * abs(found[0]).max())
+
+
+@pytest.mark.parametrize("stages", [5, 4])
+def test_features_are_the_same_bits_however_many_cores_take_part(head, places, toy, stages, tmp_path, monkeypatch):
+    prepared = prepare(replace(head, task=toy(train=200)), places)
+    frozen, found, took = Frozen(prepared.model, prefix_of("resnet18", 1, stages, 28), "", 1024, "float32", CPU), [], []
+    torch.set_num_threads(2)
+    for cores in (1, 4):
+        monkeypatch.setattr("tlray.training.features.available_threads", lambda cores=cores: cores)
+        monkeypatch.setattr("tlray.training.lanes.FreeCores.count", lambda self: self._cores)
+        took.append(extract(frozen, prepared.task.train, None, tmp_path / f"{cores}.npy"))
+        found.append(np.load(tmp_path / f"{cores}.npy", allow_pickle=False))
+    assert np.array_equal(*found)
+    assert took[0] == 1 < took[1]
+    assert torch.get_num_threads() == 2
+
+
+def test_a_small_draw_has_its_own_images_extracted_alone(head, own, toy):
+    config = replace(head, task=toy(train=40), samples=6)
+    first, _ = train(config, own)
+    train(replace(config, seed=1), own)
+    train(replace(config, lr=0.1), own)
+    train(replace(config, unfreeze="head_then_full"), own)
+    lines = [json.loads(line) for line in (own.folder("features") / "extractions.jsonl").read_text().splitlines()]
+    assert sorted(line["images"] for line in lines) == [6, 6, 12]  # two draws, and the validation split once
+    assert len({line["key"] for line in lines}) == 3
+    again, _ = train(replace(config, samples=40), own)
+    assert first[-1].metrics["cached"]
+    assert again[-1].metrics["cached"]
+
+
+def test_a_small_draw_trains_alike_with_and_without_the_cache(head, own, toy, monkeypatch):
+    config = replace(head, task=toy(train=40), samples=6, folds=2, fold=1, **EXACT)
+    cached, _ = train(config, own)
+    uncached(monkeypatch)
+    computed, _ = train(config, own)
+    for one, two in zip(cached, computed, strict=True):
+        assert one.metrics["train_loss"] == pytest.approx(two.metrics["train_loss"], abs=1e-6)
+        assert one.metrics["val_loss"] == pytest.approx(two.metrics["val_loss"], abs=1e-6)
+    assert [epoch.metrics["cached"] for epoch in (cached[0], computed[0])] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("images", "indices", "needed"),
+    [
+        (10, [[1, 2, 3, 4, 5]], None),
+        (10, [[4, 1, 4]], [1, 4]),
+        (10, [[4, 1], [7, 1]], [1, 4, 7]),
+        (4, [[0], [3]], None),
+        (10, [[]], []),
+    ],
+)
+def test_half_a_split_is_extracted_as_a_whole(images, indices, needed):
+    found = needed_rows(images, *(np.array(each, dtype=np.int64) for each in indices))
+    assert (found if found is None else found.tolist()) == needed
 
 
 EXACT = {"precision": "float64", "epochs": 6, "lr": 0.01}
@@ -258,9 +325,11 @@ def test_features_are_worth_caching_where_a_quarter_of_the_split_is_read(setting
     assert worth_caching(config_of("digits", **settings), Phase(epochs, ()), drawn, images) is worth
 
 
-@pytest.mark.parametrize(("epochs", "cached"), [(1, False), (2, True)])
-def test_a_short_phase_of_the_head_computes_what_it_needs(head, own, toy, epochs, cached):
-    config = replace(head, task=toy(train=40), samples=6, epochs=epochs, batch_size=6)
-    found, _ = train(config, own)
-    assert [epoch.metrics["cached"] for epoch in found] == [cached] * epochs
-    assert len(files(own)) == (2 if cached else 0)
+def test_a_few_steps_of_the_head_compute_what_they_need(head, own, toy):
+    config = replace(head, task=toy(train=40), epochs=1, batch_size=3)
+    found, _ = train(replace(config, steps_per_epoch=3), own)
+    assert not found[0].metrics["cached"]
+    assert len(files(own)) == 0
+    found, _ = train(replace(config, steps_per_epoch=4), own)
+    assert found[0].metrics["cached"]
+    assert len(files(own)) == 2

@@ -73,9 +73,9 @@ def test_the_target_is_the_image_as_it_was_shown(toy, places):
     objective = objective_of(prepare(config_of(toy(), **IMAGES), places), CPU)
     assert isinstance(objective, Reconstruction)
     shown = torch.full((2, 1, 28, 28), 51.0)
-    assert float(objective.loss_sum(torch.full((2, 1, 28, 28), 0.2), shown, objective.targets(np.arange(2)))) == 0
-    assert float(objective.loss_sum(torch.full((2, 1, 28, 28), 0.7), shown, objective.targets(np.arange(2)))) == pytest.approx(0.5)
-    assert float(objective.loss_sum(torch.zeros(0, 1, 28, 28), shown[:0], objective.targets(np.arange(0)))) == 0
+    assert float(objective.loss_sum(torch.full((2, 1, 28, 28), 0.2), shown, objective.targets(torch.arange(2)))) == 0
+    assert float(objective.loss_sum(torch.full((2, 1, 28, 28), 0.7), shown, objective.targets(torch.arange(2)))) == pytest.approx(0.5)
+    assert float(objective.loss_sum(torch.zeros(0, 1, 28, 28), shown[:0], objective.targets(torch.arange(0)))) == 0
 
 
 def test_a_classifier_is_classified(toy, places):

@@ -1,7 +1,7 @@
 """Pre-flight arithmetic: what trials ask for against what the machine or the cluster has."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -14,13 +14,14 @@ from tlray.training.setup import available_threads
 class Resources:
     """What one trial gets and how many run at once.
 
-    workers: 0: `fit` inside the trial's process; N: a TorchTrainer of N workers. cpus, gpus: per process that trains.
+    workers: 0: `fit` inside the trial's process; N: a TorchTrainer of N workers. cpus, gpus: per process that trains. why: so.
     """
 
     workers: int
     concurrent: int
     cpus: int
     gpus: float
+    why: str = field(default="as named", compare=False)
 
     @property
     def processes(self) -> int:
@@ -32,9 +33,8 @@ class Resources:
         where = (
             "inside the trial's process" if self.workers == 0 else f"in a TorchTrainer of {self.workers} worker{'s' * (self.workers > 1)}"
         )
-        return f"{self.concurrent} at a time, each {where} with {self.cpus} CPU{'s' * (self.cpus > 1)}" + (
-            f" and {self.gpus:g} GPU per process" if self.gpus else ""
-        )
+        gpu = f" and {self.gpus:g} GPU{' (its memory limited to that share)' * (self.gpus < 1)}" if self.gpus else ""
+        return f"{self.concurrent} at a time, each {where} with {self.cpus} CPU thread{'s' * (self.cpus > 1)}{gpu} per process ({self.why})"
 
 
 def machine() -> dict[str, float]:
@@ -103,8 +103,20 @@ def divide(has: dict[str, float], workers: int, concurrent: int | None, cpus: in
             f"--concurrent {concurrent} needs {concurrent * processes * (cpus or 1)} CPUs and {concurrent * processes * gpus:g} GPUs, but "
             f"{total_cpus} and {total_gpus:g} are there: at most {fits}"
         )
+    why = _why(concurrent, fits, gpus, workers)
     concurrent = concurrent or (fits if gpus else min(8, fits))
-    return Resources(workers, concurrent, cpus or max(1, total_cpus // (concurrent * processes)), gpus)
+    return Resources(workers, concurrent, cpus or max(1, total_cpus // (concurrent * processes)), gpus, why)
+
+
+def _why(concurrent: int | None, fits: int, gpus: float, workers: int) -> str:
+    """Why so many trials run at once, for the plan."""
+    if concurrent is not None:
+        return "as many as named; the cores are shared out among them"
+    if gpus:
+        return "as many as the GPUs hold; the cores are shared out among them"
+    if fits > 8:
+        return "eight, so that the search still learns from ended trials; the cores are shared out among them"
+    return "as many as there are cores for" if workers else "one for each core"
 
 
 def _refuse(asked: float, has: float, name: str, processes: int, each: float) -> None:

@@ -17,6 +17,7 @@ from tlray.models.weights import imagenet_available, open_weights
 from tlray.training.metrics import chance_metrics, monitor_value
 from tlray.training.phases import phases
 from tlray.training.pretrain import pretraining_config
+from tlray.training.setup import BFLOAT16_TRAINS_FASTER
 
 DEFAULT_TASKS = ("pneumoniamnist", "breastmnist")
 DEFAULT_BACKBONES = ("resnet50", "mobilenet_v2")
@@ -25,11 +26,15 @@ PHANTOM, PHANTOM_SOURCE = "phantom_pneumonia", "phantom_chest?epochs=3"
 
 @dataclass(frozen=True)
 class Scale:
-    """How much a search does unless it is told: trials per cell, epochs per training, pixels on a side."""
+    """How much a search does unless it is told: trials per cell, epochs per training, pixels on a side.
+
+    precisions: arithmetic by backbone where an earlier session of the run has chosen it; None: the machine decides.
+    """
 
     trials: int
     epochs: int
     size: int
+    precisions: dict[str, str] | None = None
 
 
 LAPTOP, SERVER, GPU = Scale(8, 4, 28), Scale(12, 6, 28), Scale(30, 20, 224)
@@ -72,13 +77,14 @@ MS_PER_IMAGE = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One study: a task and a backbone. base: everything that is not searched. name: its folder's."""
+    """One study: a task and a backbone. base: everything that is not searched. name: its folder's. why: its precision was chosen."""
 
     name: str
     base: Config
     task: Task
     space: dict[str, BaseDistribution]
     first: tuple[dict[str, Any], ...]
+    why: str = "default"
 
     def epoch_seconds(self, threads: int) -> float | None:
         """Estimated time of an epoch in which everything trains, None for a backbone without figures."""
@@ -95,7 +101,8 @@ def image_seconds(config: Config, threads: int) -> float | None:
     if config.backbone not in MS_PER_IMAGE:
         return None
     a, b = MS_PER_IMAGE[config.backbone]
-    return (a + b * (config.size / 28) ** 2) / 1000 / (1 + 0.7 * (threads - 1))
+    faster = BFLOAT16_TRAINS_FASTER.get(config.backbone, 1.0) if config.precision == "bfloat16" else 1.0
+    return (a + b * (config.size / 28) ** 2) / 1000 / (1 + 0.7 * (threads - 1)) / faster
 
 
 def choose_tasks(named: Sequence[str] | None, size: int, places: Places) -> tuple[list[str], list[str]]:

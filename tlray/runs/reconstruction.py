@@ -70,7 +70,7 @@ def rebuilt(model: Autoencoder, images: np.ndarray) -> np.ndarray:
 
 def reconstruction_rows(model: Autoencoder, images: np.ndarray) -> np.ndarray:
     """mse, psnr and ssim of each of images uint8 [N, C, H, W], float64 [N, 3]; batch by batch, as in training."""
-    step, rows = extraction_batch(images.shape[-1]), []
+    step, rows = extraction_batch(images.shape[-1], torch.device("cpu")), []
     for start in range(0, len(images), step):
         batch = np.asarray(images[start : start + step])
         rows.append(image_metrics(batch / 255, rebuilt(model, batch)))

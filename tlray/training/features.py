@@ -1,14 +1,12 @@
-"""The frozen prefix, computed once for everybody: its output for a whole split in a memory-mapped array.
+"""The frozen prefix, computed once for everybody: its output for a split in a memory-mapped array.
 
 It depends on weights and pixels alone, so every trial, epoch and worker of a node reads the same file.
 """
 
-import contextlib
 import functools
-import json
 import math
 import os
-import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +21,11 @@ from tlray.errors import ConfigError, DataError
 from tlray.models.backbones import build_backbone
 from tlray.models.classifier import Classifier
 from tlray.registry import did_you_mean
+from tlray.training.feature_files import budget, evict, note_extraction, pin
+from tlray.training.lanes import run_in_lanes
+from tlray.training.setup import available_threads
 
-FORMAT = 2
-BUDGET_GIB = 8.0
-"""Room for all features of a node, `$TLRAY_FEATURES_GIB` if that is set; one pair of splits may take half of it."""
+FORMAT = 3
 LEAST_OPERATIONS = 40
 """Operations that each cached byte must save: reading a byte takes about as long as 40 of them on a core of a 2026 server."""
 
@@ -64,15 +63,6 @@ class Prefix:
         return self.operations >= LEAST_OPERATIONS * self.size and images * self.size <= budget() / 2
 
 
-def budget() -> float:
-    """Bytes that all features of this node may take. Raises ConfigError when the environment names no number."""
-    text = os.environ.get("TLRAY_FEATURES_GIB", str(BUDGET_GIB))
-    try:
-        return max(0.0, float(text)) * 2**30
-    except ValueError:
-        raise ConfigError(f"TLRAY_FEATURES_GIB={text!r} is not a number of GiB: correct it or unset it") from None
-
-
 @functools.lru_cache(maxsize=64)
 def prefix_of(backbone: str, channels: int, stages: int, size: int) -> Prefix:
     """The first `stages` stages of a backbone for images of `size` px, measured by passing one black image; draws nothing."""
@@ -86,117 +76,104 @@ def prefix_of(backbone: str, channels: int, stages: int, size: int) -> Prefix:
     return Prefix(stages, tuple(output.shape[1:]), float(counter.get_total_flops()))
 
 
-def extraction_batch(size: int) -> int:
-    """Images per forward pass without gradients: a fixed rule of the image size, because batch size is part of the last digits."""
-    return max(32, min(512, 512 * 64 * 64 // size**2))
+@dataclass(frozen=True)
+class Frozen:
+    """A network and its frozen prefix, of weights that `encoder` names: what an extraction needs and depends on."""
+
+    model: Classifier
+    prefix: Prefix
+    encoder: str
+    size: int
+    precision: str
+    device: torch.device
 
 
-def feature_key(prefix_key: str, backbone: str, stages: int, split_key: str, model: Classifier, size: int, precision: str) -> str:
-    """Names the features by everything they depend on; subsets and folds index into the full split's array."""
-    normalisation = [model.mean.tolist(), model.std.tolist()]
-    return digest(FORMAT, prefix_key, backbone, stages, split_key, normalisation, size, precision)
+def extraction_batch(size: int, device: torch.device) -> int:
+    """Images per forward pass without gradients: a fixed rule of image size and device, because batch size is part of the last digits.
+
+    On a CPU so few that their maps stay in its caches (256 of 32 px, 64 of 64 px: at 64 px a MobileNetV2 is twice as fast as in batches
+    of 512), on a GPU enough to fill it.
+    """
+    most, side = (256, 32) if device.type == "cpu" else (512, 128)
+    return max(32, min(most, most * side**2 // size**2))
 
 
-@torch.no_grad()
-def extract(model: Classifier, prefix: Prefix, split: Split, size: int, precision: str, device: torch.device, out: Path) -> None:
-    """Write the prefix's output for every image of a split, in eval mode, to the file `out`.
+def needed_rows(images: int, *indices: np.ndarray) -> np.ndarray | None:
+    """Which images of a split to extract, for trainings that read those at `indices`: sorted numbers, or None for all.
+
+    All where at least half are read: then every draw and fold shares one file. Else those alone: a few drawn images must not cost
+    the whole split.
+    """
+    wanted = np.unique(np.concatenate(indices))
+    return None if 2 * len(wanted) >= images else wanted
+
+
+def feature_key(frozen: Frozen, split_key: str, rows: np.ndarray | None = None) -> str:
+    """Names features by everything they depend on: weights, backbone, boundary, pixels, normalisation, arithmetic and, of some, which."""
+    model, which = frozen.model, None if rows is None else rows.tolist()
+    normalisation, name = [model.mean.tolist(), model.std.tolist()], model.backbone.name
+    arithmetic = [frozen.size, frozen.precision, frozen.device.type]
+    return digest(FORMAT, frozen.encoder, name, frozen.prefix.stages, split_key, normalisation, arithmetic, which)
+
+
+def extract(frozen: Frozen, split: Split, rows: np.ndarray | None, out: Path) -> int:
+    """Write the prefix's output for the images `rows` of a split (None: all), in eval mode, to the file `out`; how many cores took part.
 
     float32 (float64 under precision float64): [N, features] where it is pooled, else [N, H, W, C], channels last, as networks read it.
+    A CPU computes each batch with one thread, on as many cores as are idle.
     """
+    model, prefix, device = frozen.model, frozen.prefix, frozen.device
     model.backbone.eval()
-    step, kind = extraction_batch(size), np.float64 if precision == "float64" else np.float32
+    step = extraction_batch(frozen.size, device)
+    kind, dtype = (np.float64, torch.float64) if frozen.precision == "float64" else (np.float32, torch.float32)
     shape = prefix.shape if prefix.pooled else (*prefix.shape[1:], prefix.shape[0])
-    rows = np.lib.format.open_memmap(out, mode="w+", dtype=kind, shape=(len(split), *shape))
-    for start in range(0, len(split), step):
-        images = torch.from_numpy(np.array(split.images[start : start + step])).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    numbers = np.arange(len(split)) if rows is None else rows
+    found = np.lib.format.open_memmap(out, mode="w+", dtype=kind, shape=(len(numbers), *shape))
+
+    @torch.no_grad()
+    def batch(start: int) -> None:
+        images = torch.from_numpy(split.images[numbers[start : start + step]]).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=frozen.precision == "bfloat16"):
             output = model.backbone.forward_stages(model.normalise(images), 0, prefix.stages)
             output = model.backbone.pool(output) if prefix.pooled else output.permute(0, 2, 3, 1)
-        rows[start : start + step] = output.to(torch.float64 if precision == "float64" else torch.float32).cpu().numpy()
-    rows.flush()
+        found[start : start + step] = output.to(dtype).cpu().numpy()
+
+    lanes = run_in_lanes(batch, range(0, len(numbers), step), available_threads() if device.type == "cpu" else 1)
+    found.flush()
+    return lanes
 
 
-def cached_features(
-    key: str, model: Classifier, prefix: Prefix, split: Split, size: int, precision: str, device: torch.device, places: Places
-) -> np.ndarray:
-    """The features named by `key` as `extract` writes them, memory-mapped.
+def cached_features(frozen: Frozen, split: Split, split_key: str, rows: np.ndarray | None, places: Places) -> np.ndarray:
+    """The features of the images `rows` of a split (None: all) as `extract` writes them, memory-mapped.
 
     Extracted by the first process that needs them while others wait; then the least recently used of all that no unfinished run
     has pinned make room, until the budget is kept.
     """
-    folder, made = places.folder("features") / key, False
+    features, key = places.folder("features"), feature_key(frozen, split_key, rows)
+    folder, made = features / key, False
 
     def build(temporary: Path) -> None:
         nonlocal made
-        extract(model, prefix, split, size, precision, device, temporary / "features.npy")
+        started = time.monotonic()
+        lanes = extract(frozen, split, rows, temporary / "features.npy")
+        images = len(split) if rows is None else len(rows)
+        note_extraction(features, key=key, images=images, seconds=time.monotonic() - started, lanes=lanes)
         made = True
 
     for _ in range(ATTEMPTS):
         build_once(folder, build)
         try:
             os.utime(folder)
-            _pin(folder, places.run)
-            rows = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+            pin(folder, places.run)
+            found = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:  # evicted by another process since
             continue
         except ValueError as error:
             raise DataError(f"the features in {folder} are damaged ({error}): delete that folder to have them made anew") from None
         if made:
-            evict(folder.parent, budget(), keep=key)
-        return rows
+            evict(features, budget(), keep=key)
+        return found
     raise DataError(f"{folder} is deleted as often as it is made: is another program clearing the cache?")
-
-
-def _pin(folder: Path, run: str | None) -> None:
-    """Note that a run reads these features; they are kept while it is unfinished."""
-    if run is not None:
-        pins = folder / "pins"
-        pins.mkdir(exist_ok=True)
-        (pins / digest(run)[:16]).write_text(run)
-
-
-def pinned(folder: Path) -> bool:
-    """Whether a run that has not come to its end reads these features."""
-    return any(_unfinished(Path(pin.read_text())) for pin in folder.glob("pins/*"))
-
-
-def _unfinished(run: Path) -> bool:
-    if not run.is_dir():
-        return False
-    try:
-        return bool(json.loads((run / "summary.json").read_text())["partial"])
-    except (OSError, ValueError, KeyError):
-        return True
-
-
-def sizes(features: Path) -> dict[str, int]:
-    """Key -> bytes of all features in a folder, the least recently used first."""
-    found = []
-    for folder in features.iterdir() if features.is_dir() else []:
-        with contextlib.suppress(FileNotFoundError):  # evicted by another process meanwhile
-            if not folder.name.startswith("."):
-                found.append((folder.stat().st_mtime, folder.name, (folder / "features.npy").stat().st_size))
-    return {name: size for _, name, size in sorted(found)}
-
-
-def evict(features: Path, most: float, keep: str | None = None) -> list[str]:
-    """Delete the least recently used features until all take at most `most` bytes; never `keep` and never pinned ones. Their keys.
-
-    A process that reads one keeps what it has mapped.
-    """
-    known, gone = sizes(features), []
-    total = sum(known.values())
-    for key, size in known.items():
-        if total <= most:
-            break
-        if key != keep and not pinned(features / key):
-            with contextlib.suppress(FileNotFoundError):
-                going = features / f".{key}.going-{os.getpid()}"
-                os.replace(features / key, going)  # at once, so that nobody finds half of it
-                shutil.rmtree(going, ignore_errors=True)
-            total -= size
-            gone.append(key)
-    return gone
 
 
 POOLED = "features"
@@ -225,7 +202,7 @@ def stage_features(model: Classifier, images: np.ndarray, stage: str) -> np.ndar
     Raises ConfigError, listing the stages, for an unknown one, and for images too small for the backbone.
     """
     check_stage(model, stage)
-    backbone, step, rows = model.backbone.eval(), extraction_batch(images.shape[-1]), []
+    backbone, step, rows = model.backbone.eval(), extraction_batch(images.shape[-1], model.mean.device), []
     stop = None if stage == POOLED else backbone.stage_names.index(stage) + 1
     for start in range(0, max(1, len(images)), step):
         batch = torch.from_numpy(np.array(images[start : start + step])).to(model.mean.device)

@@ -1,6 +1,7 @@
 """One phase of a training on this rank: its network, optimizer and batches; one epoch; one evaluation."""
 
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,11 +11,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tlray.cache import Places
 from tlray.config import Config
 from tlray.data.loader import epoch_batches, mix, steps_in_epoch
+from tlray.data.task import Split
 from tlray.errors import ConfigError, NonFiniteLoss
 from tlray.models.autoencoder import Network
 from tlray.models.classifier import Classifier
 from tlray.registry import AUGMENTS
-from tlray.training.features import Prefix, cached_features, extraction_batch, feature_key, prefix_of
+from tlray.training.features import Frozen, Prefix, cached_features, extraction_batch, needed_rows, prefix_of
 from tlray.training.objectives import objective_of
 from tlray.training.optim import make_optimizer, rate_factor, set_rates
 from tlray.training.phases import Phase
@@ -71,18 +73,47 @@ def _replicated(above: Above) -> DistributedDataParallel:
         return DistributedDataParallel(above, broadcast_buffers=False)
 
 
-def worth_caching(config: Config, phase: Phase, drawn: int, images: int) -> bool:
-    """Whether a phase with a frozen prefix shall read its output for the whole split from the cache.
+def worth_caching(config: Config, phase: Phase, drawn: int, extracted: int) -> bool:
+    """Whether a phase with a frozen prefix shall read its output from the cache.
 
-    It shall where it trains on at least a quarter as many images (each counted as often as it comes) as the split has: extracting
-    a large split for a few batches would cost more than it saves. A rule on numbers alone, so that every run decides alike.
+    It shall where it trains on at least a quarter as many images (each counted as often as it comes) as would be extracted for it:
+    extracting a large split for a few batches would cost more than it saves. A rule on numbers alone, so that every run decides alike.
 
     Args:
         drawn: images of the split that are trained on.
-        images: images that the split has.
+        extracted: images of the split whose features would be computed.
     """
     of_epoch = config.steps_per_epoch * config.batch_size if config.steps_per_epoch else drawn
-    return 4 * phase.epochs * of_epoch >= images
+    return 4 * phase.epochs * of_epoch >= extracted
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What batches are cut from: pixels or cached features of a split, and where in it the images of a training stand.
+
+    array: [n, ...] as stored, memory-mapped, or on the device where it is small enough to stay there. at: int64, its index for the
+    i-th image of the training.
+    """
+
+    array: np.ndarray | Tensor
+    at: np.ndarray
+
+    def batch(self, numbers: np.ndarray, device: torch.device) -> Tensor:
+        """The rows of the training's images `numbers`, on the device."""
+        if isinstance(self.array, Tensor):
+            return self.array[torch.from_numpy(self.at[numbers]).to(device, non_blocking=True)]
+        return torch.from_numpy(self.array[self.at[numbers]]).to(device, non_blocking=True)
+
+
+DEVICE_SHARE = 0.1
+"""Part of a GPU's memory that one array of pixels or features may take for the length of a phase."""
+
+
+def near(array: np.ndarray, device: torch.device) -> np.ndarray | Tensor:
+    """An array on the GPU where it takes little of its memory, so that no batch crosses the bus; else, and on a CPU, as it is."""
+    if device.type != "cuda" or array.nbytes > DEVICE_SHARE * torch.cuda.get_device_properties(device).total_memory:
+        return array
+    return torch.from_numpy(np.array(array)).to(device)
 
 
 class PhaseRunner:
@@ -105,30 +136,41 @@ class PhaseRunner:
         self.cached = self.prefix is not None
         self._train_rows, self._val_rows = self._open_rows(places)
 
+    def _needed(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Which images of the train split and of the validation split to extract (see `needed_rows`); equal where it is one split."""
+        prepared, task = self.prepared, self.prepared.task
+        if prepared.val_split is task.train:
+            both = needed_rows(len(task.train), prepared.train, prepared.val)
+            return both, both
+        return needed_rows(len(task.train), prepared.train), needed_rows(len(prepared.val_split), prepared.val)
+
     def _prefix_to_cache(self, phase: Phase, drawn: int) -> Prefix | None:
         """The frozen prefix where its output is read from the cache; None where it is computed batch by batch, or there is none."""
         task, config = self.prepared.task, self.config
-        if self.start == 0 or config.augment != "none" or not worth_caching(config, phase, drawn, len(task.train)):
+        if self.start == 0 or config.augment != "none":
             return None
+        train, val = (len(split) if rows is None else len(rows) for rows, split in zip(self._needed(), self._splits(), strict=True))
         prefix = prefix_of(config.backbone, task.channels, self.start, config.size)
-        return prefix if prefix.affordable(len(task.train) + len(task.val)) else None
+        return prefix if worth_caching(config, phase, drawn, train) and prefix.affordable(train + val) else None
 
-    def _open_rows(self, places: Places) -> tuple[np.ndarray, np.ndarray]:
-        """What batches are cut from: the splits' pixels, or the cached output of the prefix."""
-        splits = (self.prepared.task.train, self.prepared.val_split)
-        if self.prefix is None:
-            return splits[0].images, splits[1].images
-        assert isinstance(self.model, Classifier)  # an autoencoder trains all its stages
-        config, opened = self.config, []
-        for split, split_key in zip(splits, self.prepared.split_keys, strict=True):
-            encoder, stages = self.prepared.encoder, self.prefix.stages
-            key = feature_key(encoder, config.backbone, stages, split_key, self.model, config.size, config.precision)
-            opened.append(cached_features(key, self.model, self.prefix, split, config.size, config.precision, self.world.device, places))
+    def _splits(self) -> tuple[Split, Split]:
+        return self.prepared.task.train, self.prepared.val_split
+
+    def _open_rows(self, places: Places) -> tuple[Rows, Rows]:
+        """What batches of training and of validation images are cut from: the splits' pixels, or the cached output of the prefix."""
+        prepared, config, device, opened = self.prepared, self.config, self.world.device, []
+        for split, split_key, rows, indices in zip(
+            self._splits(), prepared.split_keys, self._needed(), (prepared.train, prepared.val), strict=True
+        ):
+            if self.prefix is None:
+                opened.append(Rows(near(split.images, device), indices))
+                continue
+            assert isinstance(self.model, Classifier)  # an autoencoder trains all its stages
+            frozen = Frozen(self.model, self.prefix, prepared.encoder, config.size, config.precision, device)
+            array = cached_features(frozen, split, split_key, rows, places)
+            opened.append(Rows(near(array, device), indices if rows is None else np.searchsorted(rows, indices)))
         freeze(self.model, self.phase.trainable)
         return opened[0], opened[1]
-
-    def _rows(self, rows: np.ndarray, indices: np.ndarray) -> Tensor:
-        return torch.from_numpy(rows[indices]).to(self.world.device, non_blocking=True)
 
     def _network_input(self, rows: Tensor) -> Tensor:
         """The prefix's output for a batch of pixels, without gradients; cached features as they are, maps stored [N, H, W, C]."""
@@ -152,15 +194,16 @@ class PhaseRunner:
         generator = torch.Generator(device).manual_seed(mix("augment", config.seed, epoch, world.rank))
         augment = AUGMENTS[config.augment] if config.augment != "none" else None
         factor = rate_factor(config, self.phase.epochs * self.steps, phase_values)
-        totals = torch.zeros(4, dtype=torch.float64, device=device)
+        sums = torch.zeros(2, dtype=torch.float64, device=device)  # of losses and hits; read once, so that no step waits for the device
+        shares = [0.0, 0.0]  # of the losses' divisor, and images
         freeze(self.model, self.phase.trainable)
         batches = epoch_batches(
             len(self.prepared.train), config.batch_size, config.steps_per_epoch, config.seed, epoch, world.size, self.batch_norm
         )
         for step, batch in enumerate(batches):
             mine = world.mine(batch)
-            rows = self._rows(self._train_rows, self.prepared.train[mine])
-            targets = objective.targets(mine)
+            rows, numbers = self._train_rows.batch(mine, device), torch.from_numpy(mine).to(device, non_blocking=True)
+            targets = objective.targets(numbers)
             if augment and len(mine):
                 rows, targets = augment(rows.float(), targets, generator)
             with self._autocast():
@@ -172,12 +215,11 @@ class PhaseRunner:
             (loss_sum * (world.size / whole)).backward()  # DDP averages over ranks what is divided by the global weight here
             self.optimizer.step()
             with torch.no_grad():
-                hits = objective.hits(outputs, mine)
-                shares = torch.tensor([whole / world.size, float(len(mine))], dtype=torch.float64, device=device)
-                totals += torch.cat([torch.stack([loss_sum.double(), hits]), shares])
+                sums += torch.stack([loss_sum.double(), objective.hits(outputs, numbers)])
+            shares = [shares[0] + whole / world.size, shares[1] + len(mine)]
         for name in self.phase.trainable:
             world.average_buffers(getattr(self.model.backbone, name))
-        loss, hits, whole, count = world.sum(totals).tolist()
+        loss, hits, whole, count = world.sum(torch.cat([sums, torch.tensor(shares, dtype=torch.float64, device=device)])).tolist()
         if not np.isfinite(loss):
             raise NonFiniteLoss(f"the training loss is not finite in epoch {epoch}")
         return objective.train_metrics(loss / whole, hits, count)
@@ -187,9 +229,10 @@ class PhaseRunner:
         """What the objective gathers of every validation image (logits [N, outputs]), on every rank, from the bare network in eval mode."""
         self.model.eval()
         above = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
-        mine, step, parts = self.world.mine(self.prepared.val), extraction_batch(self.config.size), []
+        step, parts = extraction_batch(self.config.size, self.world.device), []
+        mine = self.world.mine(np.arange(len(self.prepared.val)))
         for start in range(0, max(1, len(mine)), step):  # an empty share is a batch of none, which has the right shape
-            rows = self._rows(self._val_rows, mine[start : start + step])
+            rows = self._val_rows.batch(mine[start : start + step], self.world.device)
             with self._autocast():
                 outputs = above(self._network_input(rows))
             parts.append(self.objective.gathered(outputs, rows))

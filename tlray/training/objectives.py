@@ -19,8 +19,8 @@ from tlray.training.setup import Prepared
 class Objective(Protocol):
     """What the loop asks of an objective. Images are numbered within the drawn training images."""
 
-    def targets(self, numbers: np.ndarray) -> Tensor:
-        """What an augmentation may mix along with the images: float [N, K] (K may be 0)."""
+    def targets(self, numbers: Tensor) -> Tensor:
+        """What an augmentation may mix along with the images: float [N, K] (K may be 0). Numbers and result are on the device."""
         ...
 
     def loss_sum(self, outputs: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
@@ -28,11 +28,11 @@ class Objective(Protocol):
         ...
 
     def whole(self, numbers: np.ndarray) -> float:
-        """What the summed loss of the global batch is divided by."""
+        """What the summed loss of the global batch is divided by; known without asking the device."""
         ...
 
-    def hits(self, outputs: Tensor, numbers: np.ndarray) -> Tensor:
-        """How many images are right, scalar float64."""
+    def hits(self, outputs: Tensor, numbers: Tensor) -> Tensor:
+        """How many images are right, scalar float64 on the device."""
         ...
 
     def train_metrics(self, loss: float, hits: float, count: float) -> dict[str, float]:
@@ -64,10 +64,12 @@ class Classification:
         balanced = prepared.config.class_weights == "balanced"
         self.weights = self.kind.balanced_weights(self.labels.numpy(), self.classes) if balanced else None
         self._weights_there = self.weights.to(device) if self.weights is not None else None
+        self._labels_there = self.labels.to(device)
+        self._targets_there = self.kind.targets(self._labels_there, self.classes)
 
-    def targets(self, numbers: np.ndarray) -> Tensor:
+    def targets(self, numbers: Tensor) -> Tensor:
         """One column per class."""
-        return self.kind.targets(self.labels[numbers].to(self.device), self.classes)
+        return self._targets_there[numbers]
 
     def loss_sum(self, outputs: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
         """The (smoothed, class-weighted) cross-entropy."""
@@ -77,9 +79,9 @@ class Classification:
         """The number of images, or the sum of their class weights."""
         return self.kind.weight_sum(self.labels[numbers], self.weights)
 
-    def hits(self, outputs: Tensor, numbers: np.ndarray) -> Tensor:
+    def hits(self, outputs: Tensor, numbers: Tensor) -> Tensor:
         """Against the images' own labels, also where images were mixed."""
-        return self.kind.hits(outputs, self.labels[numbers].to(self.device))
+        return self.kind.hits(outputs, self._labels_there[numbers])
 
     def train_metrics(self, loss: float, hits: float, count: float) -> dict[str, float]:
         """train_loss and train_accuracy."""
@@ -105,7 +107,7 @@ class Reconstruction:
     def __init__(self, prepared: Prepared, device: torch.device):
         self.device, self.val_images, self.val = device, prepared.val_split.images, prepared.val
 
-    def targets(self, numbers: np.ndarray) -> Tensor:
+    def targets(self, numbers: Tensor) -> Tensor:
         """None: the pixels are the target."""
         return torch.zeros(len(numbers), 0, device=self.device)
 
@@ -118,7 +120,7 @@ class Reconstruction:
         """The number of images."""
         return float(len(numbers))
 
-    def hits(self, outputs: Tensor, numbers: np.ndarray) -> Tensor:
+    def hits(self, outputs: Tensor, numbers: Tensor) -> Tensor:
         """There is no right and wrong."""
         return torch.zeros((), dtype=torch.float64, device=self.device)
 

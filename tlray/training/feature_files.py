@@ -1,0 +1,82 @@
+"""The files of cached features on this node: their budget, who reads them, which go first, and a record of every extraction."""
+
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tlray.cache import digest
+from tlray.errors import ConfigError
+
+BUDGET_GIB = 8.0
+"""Room for all features of a node, `$TLRAY_FEATURES_GIB` if that is set; one pair of splits may take half of it."""
+RECORD = "extractions.jsonl"
+"""File beside the features with a line for each extraction: key, images, seconds, lanes."""
+
+
+def budget() -> float:
+    """Bytes that all features of this node may take. Raises ConfigError when the environment names no number."""
+    text = os.environ.get("TLRAY_FEATURES_GIB", str(BUDGET_GIB))
+    try:
+        return max(0.0, float(text)) * 2**30
+    except ValueError:
+        raise ConfigError(f"TLRAY_FEATURES_GIB={text!r} is not a number of GiB: correct it or unset it") from None
+
+
+def note_extraction(features: Path, **facts: Any) -> None:
+    """Add a line to the record of extractions; lines of several processes do not mix."""
+    with open(features / RECORD, "a", encoding="utf-8") as file:
+        file.write(json.dumps(facts) + "\n")
+
+
+def pin(folder: Path, run: str | None) -> None:
+    """Note that a run reads these features; they are kept while it is unfinished."""
+    if run is not None:
+        pins = folder / "pins"
+        pins.mkdir(exist_ok=True)
+        (pins / digest(run)[:16]).write_text(run)
+
+
+def pinned(folder: Path) -> bool:
+    """Whether a run that has not come to its end reads these features."""
+    return any(_unfinished(Path(pin.read_text())) for pin in folder.glob("pins/*"))
+
+
+def _unfinished(run: Path) -> bool:
+    if not run.is_dir():
+        return False
+    try:
+        return bool(json.loads((run / "summary.json").read_text())["partial"])
+    except (OSError, ValueError, KeyError):
+        return True
+
+
+def sizes(features: Path) -> dict[str, int]:
+    """Key -> bytes of all features in a folder, the least recently used first."""
+    found = []
+    for file in features.glob("[!.]*/features.npy"):
+        with contextlib.suppress(FileNotFoundError):  # evicted by another process meanwhile
+            found.append((file.parent.stat().st_mtime, file.parent.name, file.stat().st_size))
+    return {name: size for _, name, size in sorted(found)}
+
+
+def evict(features: Path, most: float, keep: str | None = None) -> list[str]:
+    """Delete the least recently used features until all take at most `most` bytes; never `keep` and never pinned ones. Their keys.
+
+    A process that reads one keeps what it has mapped.
+    """
+    known, gone = sizes(features), []
+    total = sum(known.values())
+    for key, size in known.items():
+        if total <= most:
+            break
+        if key != keep and not pinned(features / key):
+            with contextlib.suppress(FileNotFoundError):
+                going = features / f".{key}.going-{os.getpid()}"
+                os.replace(features / key, going)  # at once, so that nobody finds half of it
+                shutil.rmtree(going, ignore_errors=True)
+            total -= size
+            gone.append(key)
+    return gone
