@@ -4,18 +4,22 @@ ARGS ?=
 PYTHON ?=
 BIN := .venv/bin
 
-.PHONY: help env tune test check format
+.PHONY: help env tune bench test check format
 
 help:
 	@echo "make tune    tune both backbones on the default tasks, from nothing to a table, a report and a model"
+	@echo "make bench   all benchmarks, some hours; ARGS names some, or --quick to see that they work"
 	@echo "make test    all tests"
 	@echo "make check   style, types and the fast tests, in about a minute"
 	@echo "make format  let ruff mend what it can"
 	@echo "make env     only the environment, in .venv"
-	@echo 'ARGS="..." is passed on to the command behind tune and test.'
+	@echo 'ARGS="..." is passed on to the command behind tune, bench and test.'
 
 tune: env
 	$(BIN)/python experiments/tune_backbones.py $(ARGS)
+
+bench: env
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 test:
 	@.ci/run $(ARGS)

@@ -1,5 +1,6 @@
 """What all benchmarks share: timing, rows with their spread and target, and the file that the page is made from."""
 
+import math
 import platform
 import shlex
 import statistics
@@ -54,13 +55,13 @@ class Row:
 
     def figure(self) -> str:
         """Median, and the smallest and largest of the repeats."""
-        spread = f" [{min(self.values):.3g}, {max(self.values):.3g}]" if len(self.values) > 1 else ""
-        return f"{self.median:.3g}{spread}{self.unit}"
+        spread = f" [{number(min(self.values))}, {number(max(self.values))}]" if len(self.values) > 1 else ""
+        return f"{number(self.median)}{spread}{self.unit}"
 
     def target(self) -> str:
         """The target in words."""
         bounds = [("at most", self.at_most), ("at least", self.at_least)]
-        return ", ".join(f"{word} {value:.3g}{self.unit}" for word, value in bounds if value is not None) or "none"
+        return ", ".join(f"{word} {number(value)}{self.unit}" for word, value in bounds if value is not None) or "none"
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ class Benchmark:
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
+
+
+def number(value: float) -> str:
+    """Three digits, or all before the point where there are more."""
+    return f"{value:.3g}" if abs(value) < 999.5 or math.isinf(value) else f"{value:.0f}"
 
 
 def seconds_of(action: Callable[[], Any]) -> float:
