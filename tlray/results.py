@@ -6,12 +6,13 @@
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from tlray.cache import atomic_path, write_json
 from tlray.errors import RunError
+
+if TYPE_CHECKING:
+    import pandas as pd  # at run time only where a table is read or written: every trial's process imports this module
 
 RUNNING, FINISHED, STOPPED, NONFINITE, FAILED = "running", "finished", "stopped", "nonfinite", "failed"
 """The statuses of a trial. A running one is resumed; the others have ended."""
@@ -106,12 +107,16 @@ def rows_of(cell_name: str, task: str, trials: list[Trial]) -> list[dict[str, An
 
 def write_results(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write the tidy table as Parquet, atomically."""
+    import pandas as pd
+
     with atomic_path(path) as temporary:
         pd.DataFrame(rows).to_parquet(temporary)
 
 
-def read_results(run: Path) -> pd.DataFrame:
+def read_results(run: Path) -> "pd.DataFrame":
     """The tidy table of a run directory. Raises RunError when it is missing or damaged."""
+    import pandas as pd
+
     path = run / "results.parquet"
     try:
         return pd.read_parquet(path)

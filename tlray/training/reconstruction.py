@@ -6,7 +6,6 @@ Images lie in 0..1 (pixels / 255). Each metric is taken of each image, over all 
 from typing import Any
 
 import numpy as np
-from skimage.metrics import structural_similarity
 
 from tlray.config import RECONSTRUCTION
 from tlray.registry import METRICS
@@ -39,6 +38,8 @@ def ssim(image: np.ndarray, other: np.ndarray) -> float:
 
     Its window of 11 px must fit into the image.
     """
+    from skimage.metrics import structural_similarity  # autoencoders alone need it
+
     settings: Any = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0, "channel_axis": 0}
     value: Any = structural_similarity(image, other, **settings)
     return float(value)
