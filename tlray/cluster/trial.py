@@ -1,5 +1,7 @@
 """One trial, two ways: `fit` inside the trial's own process, or a TorchTrainer round it. Both leave the same files."""
 
+import contextlib
+import ctypes
 import logging
 import re
 import traceback
@@ -87,9 +89,21 @@ def in_process(job: Job) -> Callable[[dict[str, Any]], None]:
         except Exception as error:
             if not read_trial(job.cell, number).ended:
                 fail(job, number, error)
+        finally:
+            _give_back_memory()
 
     trial.__name__ = trial.__qualname__ = job.label
     return trial
+
+
+def _give_back_memory() -> None:
+    """Give the system back what a trial has freed.
+
+    Tune runs each trial of a reused process in a thread of its own, for which glibc keeps a heap of its own: without this a
+    process that trains ResNet-50 grows from .6 to 3 GB within a dozen trials, nearly all of it free.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _limit_gpu_memory(share: float) -> None:
