@@ -30,7 +30,7 @@ from tlray.training.fit import fit
 DATA = SHARED / "data" / "npz" / "pneumonia_28.npz"
 ASKERS, REPEATS = 4, 3
 STRIDE = 8
-"""Every so manieth row is looked at to see how far an extraction is."""
+"""One row in so many is looked at to see how far an extraction is."""
 _together: list[Barrier] = []
 
 
