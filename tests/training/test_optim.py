@@ -1,5 +1,6 @@
 """Parameter groups and the course of the learning rate, against torch's own schedulers where there is one."""
 
+import copy
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch.optim import lr_scheduler
 
 from tlray.config import Config
 from tlray.models.classifier import build_classifier
-from tlray.registry import OPTIMIZERS, SCHEDULERS
+from tlray.registry import BACKBONES, OPTIMIZERS, SCHEDULERS
 from tlray.training.loop import freeze
 from tlray.training.optim import make_optimizer, parameter_groups, plateau_factor, rate_factor, set_rates
 from tlray.training.phases import phases
@@ -77,6 +78,37 @@ def test_set_rates_gives_every_group_its_own_share_of_the_factor(resnet):
     optimizer = make_optimizer(resnet, ("layer4",), config)
     set_rates(optimizer, 0.2, 0.25)
     assert {group["stage"]: group["lr"] for group in optimizer.param_groups} == {"layer4": 0.025, "head": 0.05}
+
+
+PLAIN = {
+    "adamw": lambda groups, lr: torch.optim.AdamW(groups, lr=lr, foreach=False),
+    "adam": lambda groups, lr: torch.optim.Adam(groups, lr=lr, foreach=False),
+    "sgd": lambda groups, lr: torch.optim.SGD(groups, lr=lr, momentum=0.9, foreach=False),
+    "plain_sgd": lambda groups, lr: torch.optim.SGD(groups, lr=lr, foreach=False),
+}
+"""torch's optimizers, one operation at a time."""
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.names())
+@pytest.mark.parametrize("backbone", BACKBONES.names())
+def test_fused_steps_are_torchs_plain_ones_whatever_the_memory_layout(backbone, optimizer):
+    """After three steps on the gradients of a real batch: a fused kernel walks over raw memory, where they might lie in another order."""
+    torch.manual_seed(0)
+    model = build_classifier(backbone, "binary", 2, 3, 0.0, (0.5,), (0.5,))
+    model(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)).square().sum().backward()
+    trained = []
+    for build in (OPTIMIZERS[optimizer], PLAIN[optimizer]):
+        mine = copy.deepcopy(model)
+        for ours, theirs in zip(mine.parameters(), model.parameters(), strict=True):
+            assert theirs.grad is not None
+            ours.grad = theirs.grad.clone()
+            assert ours.grad.stride() == theirs.grad.stride()
+        stepper = build(parameter_groups(mine, mine.backbone.stage_names, Config(layer_decay=0.5, weight_decay=0.1)), 1e-3)
+        for _ in range(3):
+            stepper.step()
+        trained.append(dict(mine.named_parameters()))
+    for name, tensor in trained[0].items():
+        torch.testing.assert_close(tensor, trained[1][name], rtol=1e-4, atol=1e-6)
 
 
 def test_step_is_torchs_step_lr():
