@@ -1,8 +1,8 @@
 """The ordinary way to train one configuration, written well: what the baselines of a search share, with Ray or without.
 
 From tlray come what a configuration *means* and what must be equal on both sides: the network, its weights and its head's first
-values, the arrays of images and which of them are drawn, phases, learning rates, optimizer, augmentations. The loop, the loader, the
-metrics and the checkpoints are the usual ones: a Dataset that makes a float tensor of each image as ToTensor does, torch's DataLoader,
+values, the arrays of images and which of them are drawn, phases, learning rates and weight decays, augmentations. The loop, the loader,
+the optimizer (torch's AdamW as it comes), the metrics and the checkpoints are the usual ones: a Dataset that makes a float tensor of each image as ToTensor does, torch's DataLoader,
 normalisation of whole batches in channels-last layout, no gradients and eval mode for what is frozen, scikit-learn's metrics.
 """
 
@@ -22,7 +22,7 @@ from tlray.config import Config
 from tlray.data.subsets import select
 from tlray.data.task import open_task
 from tlray.registry import AUGMENTS
-from tlray.training.optim import make_optimizer, rate_factor, set_rates
+from tlray.training.optim import parameter_groups, rate_factor, set_rates
 from tlray.training.phases import Phase, phases
 from tlray.training.setup import new_model
 
@@ -75,7 +75,7 @@ def train(
     train_loader, val_loader = map(prepare_loader, loaders(config, places, workers))
     epoch, steps = 0, len(train_loader)
     for phase in phases(config, model.backbone.stage_names):
-        optimizer, values = make_optimizer(model, phase.trainable, config), []
+        optimizer, values = torch.optim.AdamW(parameter_groups(model, phase.trainable, config), lr=config.lr), []
         for done in range(phase.epochs):
             epoch += 1
             factor = rate_factor(config, phase.epochs * steps, values)
