@@ -2,8 +2,9 @@
 
 From tlray come what a configuration *means* and what must be equal on both sides: the network, its weights and its head's first
 values, the arrays of images and which of them are drawn, phases, learning rates and weight decays, augmentations. The loop, the loader,
-the optimizer (torch's AdamW as it comes), the metrics and the checkpoints are the usual ones: a Dataset that makes a float tensor of each image as ToTensor does, torch's DataLoader,
-normalisation of whole batches in channels-last layout, no gradients and eval mode for what is frozen, scikit-learn's metrics.
+the optimizer (torch's AdamW as it comes), the metrics and the checkpoints are the usual ones: a Dataset that makes a float tensor of
+each image as ToTensor does, torch's DataLoader, normalisation of whole batches in channels-last layout, no gradients and eval mode for
+what is frozen, scikit-learn's metrics.
 """
 
 import time
