@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tlray.errors import DataError, WeightsError
 from tlray.models.backbones import Backbone, build_backbone
+from tlray.models.dropout import Dropout
 from tlray.models.kinds import KINDS
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -31,7 +32,7 @@ class Classifier(nn.Module):
     def __init__(self, backbone: Backbone, outputs: int, dropout: float, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(backbone.num_features, outputs))
+        self.head = nn.Sequential(Dropout(dropout), nn.Linear(backbone.num_features, outputs))
         register_normalisation(self, backbone, mean, std)
 
     @property
