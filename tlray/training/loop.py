@@ -68,9 +68,9 @@ def check_batches(prepared: Prepared, world: World) -> None:
 
 
 def _replicated(above: Above) -> DistributedDataParallel:
-    """`above` with gradients averaged over ranks; batch-norm's buffers are left to each rank until the epoch's end."""
+    """`above` with gradients averaged over ranks, where they lie; batch-norm's buffers are left to each rank until the epoch's end."""
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # the successor of broadcast_buffers is new in torch 2.15
-        return DistributedDataParallel(above, broadcast_buffers=False)
+        return DistributedDataParallel(above, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def worth_caching(config: Config, phase: Phase, drawn: int, extracted: int) -> bool:
