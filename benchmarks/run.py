@@ -37,22 +37,22 @@ class Step:
 
 
 STEPS = (
-    Step("frozen_features", 15),
-    Step("searches", 60, ("head",)),
-    Step("searches", 90, ("mixed",)),
-    Step("searches", 60, ("mixed", "--precision", "bfloat16")),
-    Step("search_as_a_user", 120),
-    Step("extractions", 5),
+    Step("frozen_features", 16),
+    Step("searches", 40, ("head",)),
+    Step("searches", 30, ("mixed",)),
+    Step("searches", 20, ("mixed", "--precision", "bfloat16")),
+    Step("search_as_a_user", 60),
+    Step("extractions", 2),
     Step("fit_loop", 10),
     Step("loader", 5),
     Step("reference_loop", 5),
-    Step("orchestration", 5),
-    Step("two_workers", 10),
+    Step("orchestration", 3),
+    Step("two_workers", 7),
     Step("memory", 5),
-    Step("search_quality", 60),
-    Step("growth", 20),
+    Step("search_quality", 15),
+    Step("growth", 5),
     Step("gpu", 10, gpu=True),
-    Step("order_by_cost", 20),
+    Step("order_by_cost", 6),
     Step("phantom_difficulty", 2),
 )
 """In the order in which they run and stand on the page."""
