@@ -177,7 +177,7 @@ def trials_rows(work: Path, places: Places, trials: int, settle: int, window: in
 def main() -> int:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="once, three trials, and nothing is written: to see that it works")
+    parser.add_argument("--quick", action="store_true", help="once, four trials, and nothing is written: to see that it works")
     quick = parser.parse_args().quick
     if not WEIGHTS.is_file():
         sys.exit(f"{WEIGHTS} is missing: this benchmark needs it")
@@ -186,7 +186,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         work, places = Path(folder), Places(str(SHARED / "data"), f"{folder}/cache", True)
         rows = data_rows(work, places, 1 if quick else REPEATS)
-        rows += trials_rows(work, places, *((3, 1, 1) if quick else (TRIALS, SETTLE, WINDOW)))
+        rows += trials_rows(work, places, *((4, 1, 1) if quick else (TRIALS, SETTLE, WINDOW)))
     notes = ["Labels and permutations, 8 bytes an image each, are a process's own; pixels and features are files that all processes map."]
     (show if quick else record)(Benchmark("memory", "Memory of trial processes", rows, notes))
     return 0

@@ -281,7 +281,8 @@ def test_a_folder_that_is_taken_is_left_as_it_is(tmp_path, toy, capsys):
     assert (taken / "notes.txt").read_text() == "precious"
 
 
-BEGUN = {"kind": "search", "trials": 2, "cells": [{"base": {"epochs": 2, "size": 28}}]}
+BASE = {"epochs": 2, "size": 28, "backbone": "small_cnn", "precision": "float32"}
+BEGUN = {"kind": "search", "trials": 2, "cells": [{"base": BASE}]}
 """As much of a run.json as a resume looks at before it compares the rest."""
 
 
@@ -301,7 +302,7 @@ def test_a_run_in_use_is_refused_to_another_process(tmp_path, toy, capsys):
 def test_a_resume_of_another_question_is_refused(tmp_path, toy, capsys):
     asked = tmp_path / "runs" / "asked"
     asked.mkdir(parents=True)
-    (asked / "run.json").write_text(json.dumps({**BEGUN, "seeds": 7}))
+    (asked / "run.json").write_text(json.dumps({**BEGUN, "seeds": 7, "cells": [{"base": {**BASE, "backbone": "resnet18"}}]}))
     argv = [
         "--tasks",
         f"npz:{toy}",
@@ -317,7 +318,7 @@ def test_a_resume_of_another_question_is_refused(tmp_path, toy, capsys):
     assert tune([*argv, "--resume"]) == 2
     error = capsys.readouterr().err
     assert "other settings" in error
-    assert "cells[0].base.backbone was None and is 'small_cnn' now" in error
+    assert "cells[0].base.backbone was 'resnet18' and is 'small_cnn' now" in error
     assert not (asked / "summary.json").exists()
 
 
