@@ -29,13 +29,13 @@ from tlray.registry import OPTIMIZERS
 from tlray.training.fit import fit
 from tlray.training.setup import new_model, set_up_process
 
-REPEATS = 9
+REPEATS = 25
 FEW = 20
 """Validation images; as many for the test split, which nobody opens."""
 JUDGED = 1000
 """Images of MNIST's validation split that both networks are judged on at the end."""
-STEPS = {"small_cnn": 400, "mobilenet_v2": 60}
-"""Steps of an epoch: some seconds of either network."""
+STEPS = {"small_cnn": 200, "mobilenet_v2": 30}
+"""Steps of an epoch: a few seconds of either network, so that both sides meet the same moods of a shared machine."""
 BASE = Config(size=28, backbone="small_cnn", epochs=1 + REPEATS, batch_size=128, monitor="accuracy", threads=1)
 
 
