@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Generator, Tensor
 
 from tlray.cache import Places
@@ -21,7 +22,7 @@ from tlray.registry import AUGMENTS
 from tlray.results import Trial
 
 KILLED_AT_BATCH = 5
-_batches = {"count": 0}
+_batches = {"count": 0, "told": 0}
 
 
 @AUGMENTS.register("toy_raises")
@@ -47,6 +48,30 @@ def killed(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tenso
     return images, targets
 
 
+@AUGMENTS.register("toy_always_killed")
+def always_killed(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Every process that comes here dies at once."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return images, targets
+
+
+@AUGMENTS.register("toy_told_to_go")
+def told_to_go(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Changes nothing, but the first process to come to its third batch here is told that its machine goes away; writes who came when."""
+    _batches["told"] += 1
+    with open(told_marker(), "a") as file:
+        file.write(f"{os.getpid()} {_batches['told']}\n")
+    if _batches["told"] == 3 and len({line.split()[0] for line in told_marker().read_text().splitlines() if line.endswith(" 3")}) == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return images, targets
+
+
+@AUGMENTS.register("toy_too_large")
+def too_large(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Asks for more memory than there is, as a batch that is too large does."""
+    return torch.empty(1 << 50), targets
+
+
 @AUGMENTS.register("toy_slow")
 def slow(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     """Changes nothing, but takes as long as work on a larger network does, until somebody hurries it."""
@@ -68,6 +93,11 @@ def where(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor
 def killed_marker() -> Path:
     """The file that says that `toy_killed` has killed."""
     return Path(os.environ["TLRAY_CACHE"]) / "toy-killed"
+
+
+def told_marker() -> Path:
+    """Where `toy_told_to_go` writes a line "<process> <batch>" for each batch."""
+    return Path(os.environ["TLRAY_CACHE"]) / "toy-told"
 
 
 def hurry_marker() -> Path:

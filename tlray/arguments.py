@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tlray.cache import Places
+from tlray.cluster.interrupts import STATUS as INTERRUPTED
+from tlray.cluster.interrupts import handled
 from tlray.config import FIELDS, PATH_SCHEMES
 from tlray.errors import Interrupted, UserError
 from tlray.registry import TASKS
 
-INTERRUPTED = 130
 FLAGS = {"task": "--tasks", "backbone": "--backbones", "weights": "--weights", "size": "--size", "epochs": "--epochs",
          "monitor": "--monitor", "seed": "--seed", "threads": "--cpus-per-trial"}  # fmt: skip
 """Fields of the Config that have a flag, which `--set` would contradict."""
@@ -84,6 +85,9 @@ def add_resource_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers-per-trial", type=int, default=0, metavar="N", help="0: train inside the trial's process; N: a TorchTrainer"
     )
+    parser.add_argument(
+        "--elastic", action="store_true", help="let a TorchTrainer that lost machines go on with fewer workers, until there is room again"
+    )
     parser.add_argument("--concurrent", type=positive, default=None, metavar="N", help="trials at once (what fits)")
     parser.add_argument("--cpus-per-trial", type=positive, default=None, metavar="C", help="CPUs of each process that trains (shared out)")
     parser.add_argument(
@@ -107,10 +111,11 @@ def places_of(arguments: argparse.Namespace) -> Places:
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Run a command; a user's mistake becomes one sentence on standard error and status 2, Ctrl-C status 130."""
+    """Run a command; a user's mistake becomes one sentence on standard error and status 2, Ctrl-C or SIGTERM status 130."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        status = command()
+        with handled():
+            status = command()
         sys.stdout.flush()  # a closed pipe is noticed here, not at the interpreter's end
         return status
     except UserError as error:

@@ -92,6 +92,23 @@ def write_json(path: str | Path, value: Any) -> None:
     write_bytes(path, json.dumps(finite(value), indent=2, allow_nan=False).encode() + b"\n")
 
 
+def write_sealed(path: str | Path, value: dict[str, Any]) -> None:
+    """Write a JSON object together with the digest of its content, atomically."""
+    plain = finite(value)
+    write_json(path, {**plain, "digest": digest(plain)})
+
+
+def read_sealed(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object. Raises OSError, or ValueError where it is damaged or not what was written; one without a digest is believed."""
+    value = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError("no JSON object")
+    said = value.pop("digest", None)
+    if said is not None and said != digest(value):
+        raise ValueError("its content does not match its digest")
+    return value
+
+
 def finite(value: Any) -> Any:
     """The same nested value with plain Python numbers, and None for NaN and infinities."""
     if isinstance(value, dict):

@@ -37,7 +37,7 @@ from tlray.report.resampled import RESAMPLED
 from tlray.runs.arms import Across, make_grid
 from tlray.runs.claims import Claim
 from tlray.runs.compare import METRICS, Comparison, Question, checked, compare
-from tlray.runs.folder import Drawing, Run, add_to_report, opened
+from tlray.runs.folder import Drawing, Run, add_to_report, interrupted, opened
 
 STAND_INS = {
     "chestmnist": "phantom_chest", "chestmnist_binary": "phantom_chest_binary", "pneumoniamnist": "phantom_pneumonia",
@@ -176,8 +176,8 @@ def _work(
         say(console, f"Run {run.name} in {folder}; source {chosen_source}, target {chosen_target}, {many}")
         try:
             main(Lab(run, chosen_source or "none", chosen_target, tuple(range(arguments.seeds)), samples, settings, ray))
-        except KeyboardInterrupt:  # outside of Tune, which takes Ctrl-C for itself
-            raise Interrupted(f"interrupted; what is done is saved: the same command with --resume goes on in {folder}") from None
+        except KeyboardInterrupt:
+            raise interrupted(run) from None
         except UserError as error:
             if not isinstance(error, Interrupted) and not arguments.resume and not any(folder.rglob("trial.json")):
                 shutil.rmtree(folder, ignore_errors=True)  # nothing was trained: the mended command may have the name

@@ -1,7 +1,6 @@
 """The main job behind the command line: settle what to do, say it, do it, and end with a table and the next commands."""
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -15,14 +14,14 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from tlray.cache import Places
+from tlray.cache import Places, read_sealed
 from tlray.cluster.resources import Resources, cluster, divide, machine
 from tlray.cluster.sampler import check_space
 from tlray.cluster.session import Session, started
 from tlray.config import Config, parse_settings
 from tlray.errors import Interrupted, RunError
 from tlray.results import read_summary
-from tlray.runs.folder import Run, check_folder, finished, opened
+from tlray.runs.folder import Run, check_folder, finished, interrupted, opened
 from tlray.runs.planning import DEFAULT_BACKBONES, Cell, Scale, choose_tasks, default_scale, estimate, plan_cells
 from tlray.runs.search import search
 from tlray.training.pretrain import missing_pretraining
@@ -60,7 +59,7 @@ def _scale(arguments: argparse.Namespace, folder: Path) -> Scale:
     if not arguments.resume:
         return default_scale(machine())
     try:
-        begun = json.loads((folder / "run.json").read_text())
+        begun = read_sealed(folder / "run.json")
         bases = [cell["base"] for cell in begun["cells"]]
         precisions = {base["backbone"]: base["precision"] for base in bases}
         return Scale(begun["trials"], bases[0]["epochs"], bases[0]["size"], precisions)
@@ -92,7 +91,7 @@ def _base(arguments: argparse.Namespace, scale: Scale) -> Config:
 
 def resources_of(arguments: argparse.Namespace) -> Resources:
     """What a trial gets, by this machine's figures; on a joined cluster by the cluster's, which is asked first."""
-    asked = (arguments.workers_per_trial, arguments.concurrent, arguments.cpus_per_trial, arguments.gpus_per_trial)
+    asked = (arguments.workers_per_trial, arguments.concurrent, arguments.cpus_per_trial, arguments.gpus_per_trial, arguments.elastic)
     if os.environ.get("RAY_ADDRESS"):
         with started():
             return divide(cluster(), *asked)
@@ -130,20 +129,21 @@ def _search(
             return
         print_banner(console, banner)
         print_plan(run, cells, trials, seeds)
-        with started() as session:
-            print_dashboard(console, session)
-            try:
+        try:
+            with started() as session:
+                print_dashboard(console, session)
                 summary = search(
                     cells, run, trials=trials, seed=arguments.seed, seeds=seeds, seconds=seconds, rule=arguments.threshold_rule
                 )
-            except KeyboardInterrupt:  # outside of Tune, which takes Ctrl-C for itself
-                raise Interrupted(f"interrupted; what is done is saved: the same command with --resume goes on in {folder}") from None
-            except Interrupted:
+                print_banner(console, banner)
+                print_table(console, summary)
+                print_dashboard(console, session, joined_only=True)
+        except Interrupted:
+            if (folder / "summary.json").is_file():
                 print_table(console, read_summary(folder))
-                raise
-            print_banner(console, banner)
-            print_table(console, summary)
-            print_dashboard(console, session, joined_only=True)
+            raise
+        except KeyboardInterrupt:
+            raise interrupted(run) from None
     print_next(run, summary)
 
 
@@ -222,6 +222,8 @@ def print_table(console: Console, summary: dict[str, Any]) -> None:
     for cell in summary["cells"]:
         best, test, seeds = cell["winner"], cell["test"] or {}, cell["seeds"]
         counts = ", ".join(f"{count} {status}" for status, count in cell["trials"].items()) or "none"
+        if lost := cell.get("lost"):
+            counts += f"; {lost} process{'es' * (lost > 1)} lost"
         winner = "none yet" if summary["partial"] else "none"
         if best:
             knobs = f"{best['config']['unfreeze']}, lr {best['config']['lr']:.1e}; {cell['monitor']} {best['monitor']:.4f}"

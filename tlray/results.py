@@ -3,12 +3,11 @@
 `RUN/<cell>/trials/0003/trial.json` says what trial 3 was and what became of it; its `checkpoints/` hold the history while it runs.
 """
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlray.cache import atomic_path, write_json
+from tlray.cache import atomic_path, read_sealed, write_sealed
 from tlray.errors import RunError
 
 if TYPE_CHECKING:
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
 
 RUNNING, FINISHED, STOPPED, NONFINITE, FAILED = "running", "finished", "stopped", "nonfinite", "failed"
 """The statuses of a trial. A running one is resumed; the others have ended."""
+USER, CONFIGURATION, MACHINE, BUG = "user", "configuration", "machine", "bug"
+"""Whose fault it was that a trial failed."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Trial:
 
     number: order of suggestion, from 0. config: every field of its Config. history: one dict per epoch (see `tlray.training.fit`).
     arm: name of the compared configuration, in a comparison. reason: why it failed or was stopped. chance: what a sampler is told
-    about a trial that ended non-finite without a finite epoch.
+    about a trial that ended non-finite without a finite epoch. cause: whose fault it was that it failed. lost: how often it lost a
+    process or a node and was tried again.
     """
 
     number: int
@@ -34,6 +36,8 @@ class Trial:
     arm: str = ""
     history: list[dict[str, Any]] = field(default_factory=list)
     chance: float | None = None
+    cause: str = ""
+    lost: int = 0
 
     @property
     def ended(self) -> bool:
@@ -67,14 +71,14 @@ def write_trial(cell: Path, trial: Trial) -> None:
     """Write what a trial is and what became of it, atomically and synced to disk."""
     folder = trial_folder(cell, trial.number)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "trial.json", vars(trial))
+    write_sealed(folder / "trial.json", vars(trial))
 
 
 def read_trial(cell: Path, number: int) -> Trial:
     """Read one trial. Raises RunError when its file is missing or damaged."""
     path = trial_folder(cell, number) / "trial.json"
     try:
-        return Trial(**json.loads(path.read_text()))
+        return Trial(**read_sealed(path))
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{path} cannot be read ({error}): remove {path.parent} to have that trial run anew") from None
 
@@ -85,9 +89,11 @@ def read_trials(cell: Path) -> list[Trial]:
     return [read_trial(cell, number) for number in numbers]
 
 
-def end_trial(cell: Path, number: int, status: str, history: list[dict[str, Any]], reason: str = "", chance: float | None = None) -> Trial:
+def end_trial(
+    cell: Path, number: int, status: str, history: list[dict[str, Any]], reason: str = "", chance: float | None = None, cause: str = ""
+) -> Trial:  # fmt: skip
     """Write down that a trial ended, and how."""
-    trial = replace(read_trial(cell, number), status=status, history=history, reason=reason, chance=chance)
+    trial = replace(read_trial(cell, number), status=status, history=history, reason=reason, chance=chance, cause=cause)
     write_trial(cell, trial)
     return trial
 
@@ -100,7 +106,7 @@ def rows_of(cell_name: str, task: str, trials: list[Trial]) -> list[dict[str, An
             f"config/{key}": value if value is None else str(value) if key == "samples" else value for key, value in trial.config.items()
         }
         about = {"cell": cell_name, "task": task, "backbone": trial.config["backbone"], "arm": trial.arm, "trial": trial.number,
-                 "status": trial.status, "reason": trial.reason}  # fmt: skip
+                 "status": trial.status, "reason": trial.reason, "cause": trial.cause, "lost": trial.lost}  # fmt: skip
         rows += [{**about, **row, **config} for row in trial.history or [{"epoch": 0}]]
     return rows
 
@@ -128,6 +134,8 @@ def read_summary(run: Path) -> dict[str, Any]:
     """summary.json of a run directory. Raises RunError when it is missing or damaged."""
     path = run / "summary.json"
     try:
-        return json.loads(path.read_text())
+        return read_sealed(path)
+    except FileNotFoundError:
+        raise RunError(f"{path} is not there: is {run} the directory of a finished run?") from None
     except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read ({error}): is {run} the directory of a finished run?") from None
+        raise RunError(f"{path} cannot be read ({error}): remove it, the run's command with --resume makes it anew") from None

@@ -86,6 +86,7 @@ def test_the_plan_says_how_trials_run():
     assert Resources(2, 1, 4, 1.0, "x").describe() == (
         "1 at a time, each in a TorchTrainer of 2 workers with 4 CPU threads and 1 GPU per process (x)"
     )
+    assert "2 workers, or of as few as one while machines are missing, with" in Resources(2, 1, 4, 0.0, "x", elastic=True).describe()
     shared = Resources(0, 4, 2, 0.25, "x").describe()
     assert (
         shared
@@ -119,3 +120,10 @@ def test_a_cluster_file_declares_what_it_may_grow_to(tmp_path: Path):
         "  four: {max_workers: 1, resources: {CPU: 48, GPU: 4}}\n"
     )
     assert declared_by_file(mixed) == {"CPU": 2 + 48 + 8 + 8, "GPU": 4 + 1 + 1}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_cannot_shrink_cannot_be_elastic(workers: int):
+    with pytest.raises(RunError, match="nothing to shrink"):
+        divide(LAPTOP, workers, None, None, None, elastic=True)
+    assert divide(LAPTOP, 2, None, None, None, elastic=True).elastic

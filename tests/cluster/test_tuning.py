@@ -15,7 +15,20 @@ from tlray.cluster.sampler import Sampler
 from tlray.cluster.session import Session
 from tlray.cluster.tuning import Book, FairASHA, grid, search
 from tlray.config import Config
-from tlray.results import FAILED, FINISHED, NONFINITE, RUNNING, STOPPED, Trial, read_trial, read_trials, trial_folder, write_trial
+from tlray.results import (
+    BUG,
+    CONFIGURATION,
+    FAILED,
+    FINISHED,
+    NONFINITE,
+    RUNNING,
+    STOPPED,
+    Trial,
+    read_trial,
+    read_trials,
+    trial_folder,
+    write_trial,
+)  # fmt: skip
 from tlray.training.checkpoint import found, newest_checkpoint, save_checkpoint
 from tlray.training.fit import fit
 
@@ -142,11 +155,10 @@ def test_hopeless_trials_end_at_their_first_rung_and_nothing_hangs(workers: int,
 
 @pytest.fixture(scope="module")
 def mixed(toy_npz, tmp_path_factory: pytest.TempPathFactory, places: Places, ray_session: Session) -> tuple[Book, Scripted]:
-    """A search in which everything happens: non-finite, failed, a user's error, the winner, a worse one."""
+    """A search in which everything happens: non-finite, a bug, out of memory, the winner, a worse one."""
     folder = tmp_path_factory.mktemp("mixed")
     base = toy_config(toy_npz(folder / "toy.npz"), epochs=2, monitor="loss")
-    lost = replace(base, task=f"npz:{folder / 'missing.npz'}")
-    wrong = [replace(base, augment="toy_nan"), replace(base, augment="toy_raises"), lost]
+    wrong = [replace(base, augment=f"toy_{name}") for name in ("nan", "raises", "too_large")]
     scripted = Scripted([*wrong, replace(base, lr=1e-2), replace(base, lr=1e-6)], first=({},) * 5)
     book = Book(toy_job(folder / "cell", places), minimise=True)
     search(book, scripted)  # type: ignore[arg-type]
@@ -155,22 +167,22 @@ def mixed(toy_npz, tmp_path_factory: pytest.TempPathFactory, places: Places, ray
 
 def test_a_nonfinite_trial_says_why_and_is_told_chance(mixed: tuple[Book, Scripted]):
     trial = read_trial(mixed[0].job.cell, 0)
-    assert (trial.status, trial.reason) == (NONFINITE, "the training loss is not finite in epoch 1")
+    assert (trial.status, trial.reason, trial.cause) == (NONFINITE, "the training loss is not finite in epoch 1", CONFIGURATION)
     assert trial.chance == pytest.approx(math.log(2))
 
 
 def test_a_bug_in_a_trial_is_failed_with_its_reason_and_traceback(mixed: tuple[Book, Scripted]):
     trial = read_trial(mixed[0].job.cell, 1)
-    assert (trial.status, trial.reason) == (FAILED, "RuntimeError: this augmentation is broken")
+    assert (trial.status, trial.reason, trial.cause) == (FAILED, "RuntimeError: this augmentation is broken", BUG)
     traceback = (trial_folder(mixed[0].job.cell, 1) / "error.txt").read_text()
     assert "cluster_toys.py" in traceback
     assert "second line" in traceback
 
 
-def test_a_users_error_in_a_trial_is_its_reason(mixed: tuple[Book, Scripted]):
+def test_a_configuration_that_needs_too_much_memory_says_so(mixed: tuple[Book, Scripted]):
     trial = read_trial(mixed[0].job.cell, 2)
-    assert trial.status == FAILED
-    assert "missing.npz" in trial.reason
+    assert (trial.status, trial.cause) == (FAILED, CONFIGURATION)
+    assert trial.reason.startswith("out of memory, take a smaller batch or fewer trials at once: ")
 
 
 def test_a_search_goes_on_after_trials_that_went_wrong(mixed: tuple[Book, Scripted]):
@@ -198,7 +210,7 @@ def test_a_trial_whose_process_is_killed_resumes_to_the_same_numbers(
         book = Book(toy_job(tmp_path / name, places, workers), minimise=False)
         (trial,) = search(book, Scripted([config]))  # type: ignore[arg-type]
         assert killed_marker().exists()
-        assert trial.status == FINISHED
+        assert (trial.status, trial.lost) == (FINISHED, 1 if name == "killed" else 0)
         histories.append(without_clock(trial.history))
     assert len(histories[0]) == 4
     assert histories[0] == histories[1]

@@ -6,6 +6,7 @@ import json
 import pytest
 from filelock import FileLock
 
+from tlray.cache import read_sealed
 from tlray.errors import RunError
 from tlray.runs.folder import check_folder, finished, opened
 
@@ -15,7 +16,7 @@ ASKED = {"kind": "search", "trials": 3, "cells": [{"cell": "a", "first": ({"lr":
 def test_a_new_run_writes_down_what_was_asked(tmp_path):
     with opened(tmp_path / "runs" / "new", ASKED, resume=False):
         pass
-    assert json.loads((tmp_path / "runs" / "new" / "run.json").read_text()) == json.loads(json.dumps(ASKED))
+    assert read_sealed(tmp_path / "runs" / "new" / "run.json") == json.loads(json.dumps(ASKED))
 
 
 def test_checking_leaves_nothing_behind(tmp_path):

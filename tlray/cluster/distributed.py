@@ -7,10 +7,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from tlray.cache import Places
+from tlray.cluster.faults import LOST_PROCESSES, lost, reason_of
+from tlray.cluster.interrupts import heed_notice
 from tlray.cluster.resources import Resources
 from tlray.cluster.trial import Job, worker
 from tlray.config import Config
@@ -19,8 +21,32 @@ from tlray.results import FAILED, NONFINITE, RUNNING, Trial, read_trial, write_t
 from tlray.training.pretrain import encoder_file, pretrain
 from tlray.training.world import World
 
-LOST_WORKERS = 3
-"""How often a training is started again after it lost a worker."""
+
+class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
+    """torch's process group, in workers that let SIGTERM wait for a checkpoint."""
+
+    def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Called by Ray; runs in each worker's main thread, where signals come."""
+        super().on_training_start(worker_group, backend_config)
+        worker_group.execute(heed_notice)
+
+
+class _Torch(TorchConfig):
+    @property
+    def backend_cls(self) -> type:
+        return _Backend
+
+
+class WorkerLosses(UserCallback):
+    """Hears from a TorchTrainer's controller that workers are gone and their group is started again."""
+
+    def __init__(self, job: "Job", number: int):
+        self.job, self.number = job, number
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Count it once, however many workers it took; where a worker itself went wrong it has ended the trial by now."""
+        said = [f"{error} {getattr(error, 'health_check_failure', '')}" for error in worker_exceptions.values()]
+        lost(self.job, self.number, " ".join(said))
 
 
 def torch_trainer(
@@ -40,14 +66,14 @@ def torch_trainer(
     return TorchTrainer(
         loop,
         train_loop_config=settings,
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=_Torch(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=resources.processes,
+            num_workers=(1, resources.processes) if resources.elastic else resources.processes,
             use_gpu=gpu,
             resources_per_worker={"CPU": resources.cpus} | ({"GPU": resources.gpus} if gpu else {}),
         ),
         run_config=RunConfig(
-            name=name, storage_path=str(storage), callbacks=list(callbacks), failure_config=FailureConfig(max_failures=LOST_WORKERS)
+            name=name, storage_path=str(storage), callbacks=list(callbacks), failure_config=FailureConfig(max_failures=LOST_PROCESSES)
         ),
     )
 
@@ -82,7 +108,8 @@ def train_distributed(job: Job, config: Config, number: int = 0) -> Trial:
     if known is None or known.config != config.to_dict():
         write_trial(job.cell, Trial(number, config.to_dict()))
     if known is None or known.status == RUNNING:
-        _fit(torch_trainer(worker, {"job": job, "number": number}, job.label, job.cell / "ray", job.resources))
+        settings, losses = {"job": job, "number": number}, [WorkerLosses(job, number)]
+        _fit(torch_trainer(worker, settings, job.label, job.cell / "ray", job.resources, losses))
     trial = read_trial(job.cell, number)
     if trial.status in (FAILED, NONFINITE):
         raise RunError(f"the training in {job.cell} ended as {trial.status}: {trial.reason}")
@@ -114,7 +141,11 @@ def pretrain_all(configs: Sequence[Config], places: Places, resources: Resources
         "deal_out": len(configs) >= resources.processes > 1,
     }
     name = f"{run}-pretraining"
-    _fit(torch_trainer(_pretrain_worker, settings, name, storage, resources))
+    try:
+        _fit(torch_trainer(_pretrain_worker, settings, name, storage, resources))
+    except TrainingFailedError as error:
+        first = next(iter(getattr(error, "worker_failures", {}).values()), error)
+        raise RunError(f"{name} failed: {reason_of(first)}") from error
     for config in configs:
         if not encoder_file(config, places).is_file():
             raise RunError(f"pretraining {config.backbone} on {config.task} did not come to an end: see Ray's log of {name}")

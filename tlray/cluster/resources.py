@@ -15,6 +15,7 @@ class Resources:
     """What one trial gets and how many run at once.
 
     workers: 0: `fit` inside the trial's process; N: a TorchTrainer of N workers. cpus, gpus: per process that trains. why: so.
+    elastic: whether a TorchTrainer goes on with fewer workers, down to one, while there is no room for all.
     """
 
     workers: int
@@ -22,6 +23,7 @@ class Resources:
     cpus: int
     gpus: float
     why: str = field(default="as named", compare=False)
+    elastic: bool = False
 
     @property
     def processes(self) -> int:
@@ -33,6 +35,7 @@ class Resources:
         where = (
             "inside the trial's process" if self.workers == 0 else f"in a TorchTrainer of {self.workers} worker{'s' * (self.workers > 1)}"
         )
+        where += ", or of as few as one while machines are missing," if self.elastic else ""
         gpu = f" and {self.gpus:g} GPU{' (its memory limited to that share)' * (self.gpus < 1)}" if self.gpus else ""
         return f"{self.concurrent} at a time, each {where} with {self.cpus} CPU thread{'s' * (self.cpus > 1)}{gpu} per process ({self.why})"
 
@@ -75,7 +78,9 @@ def declared_by_file(path: Path) -> dict[str, float]:
     return most
 
 
-def divide(has: dict[str, float], workers: int, concurrent: int | None, cpus: int | None, gpus: float | None) -> Resources:
+def divide(
+    has: dict[str, float], workers: int, concurrent: int | None, cpus: int | None, gpus: float | None, elastic: bool = False
+) -> Resources:
     """Fill in what the user left open, and refuse what does not fit.
 
     Left open: a whole GPU per process where there is one, else none; as many trials at once as there are GPUs, or, without GPUs, one
@@ -87,6 +92,8 @@ def divide(has: dict[str, float], workers: int, concurrent: int | None, cpus: in
     for name, value in (("concurrent", concurrent), ("cpus-per-trial", cpus)):
         if value is not None and value < 1:
             raise RunError(f"--{name} {value} is out of range: at least 1")
+    if elastic and workers < 2:
+        raise RunError(f"--elastic with --workers-per-trial {workers}: there is nothing to shrink, name at least two workers")
     if workers < 0 or (gpus is not None and gpus < 0):
         raise RunError("--workers-per-trial and --gpus-per-trial cannot be negative")
     total_cpus, total_gpus = int(has["CPU"]), has["GPU"]
@@ -105,7 +112,7 @@ def divide(has: dict[str, float], workers: int, concurrent: int | None, cpus: in
         )
     why = _why(concurrent, fits, gpus, workers)
     concurrent = concurrent or (fits if gpus else min(8, fits))
-    return Resources(workers, concurrent, cpus or max(1, total_cpus // (concurrent * processes)), gpus, why)
+    return Resources(workers, concurrent, cpus or max(1, total_cpus // (concurrent * processes)), gpus, why, elastic)
 
 
 def _why(concurrent: int | None, fits: int, gpus: float, workers: int) -> str:

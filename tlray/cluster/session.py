@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tlray.cluster import interrupts
 from tlray.errors import RunError
 
 SETTINGS = {
@@ -16,6 +17,7 @@ SETTINGS = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # else the dashboard's Train view is empty
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # else relative paths of the user break in the trials
     "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours counts, and knows SIGTERM too
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the histories in the checkpoints are the log
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # a trial that still writes when it is stopped must stay reusable
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -92,6 +94,19 @@ def running() -> bool:
 
 
 @contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ray takes SIGTERM for itself while it starts, and keeps it: let it mean what it means elsewhere in a command."""
+    try:
+        yield
+    except SystemExit:
+        if not interrupts.install():
+            raise
+        interrupts.asked.set()
+        raise KeyboardInterrupt from None
+    interrupts.install()
+
+
+@contextlib.contextmanager
 def started(cpus: int | None = None) -> Iterator[Session]:
     """Ray for the length of the block: joined where RAY_ADDRESS is set or Ray already runs in this process, else started here.
 
@@ -112,7 +127,8 @@ def started(cpus: int | None = None) -> Iterator[Session]:
     joined = bool(os.environ.get("RAY_ADDRESS"))
     if joined:
         try:
-            ray.init(runtime_env={"env_vars": SETTINGS}, logging_level=logging.ERROR, log_to_driver=False)
+            with _interruptible():
+                ray.init(runtime_env={"env_vars": SETTINGS}, logging_level=logging.ERROR, log_to_driver=False)
         except ConnectionError as error:
             raise RunError(
                 f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} cannot be joined ({error}): check that it runs, or unset RAY_ADDRESS to use this "
@@ -122,7 +138,7 @@ def started(cpus: int | None = None) -> Iterator[Session]:
         from tlray.training.setup import available_threads
 
         token = own_token()
-        with _own_address():
+        with _own_address(), _interruptible():
             ray.init(
                 address="local",  # not somebody's whose `ray start` has left a note of itself
                 num_cpus=cpus or available_threads(), include_dashboard=True, logging_level=logging.ERROR, log_to_driver=False,

@@ -3,19 +3,19 @@
 import contextlib
 import ctypes
 import logging
-import re
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tlray.cache import Places, write_bytes
+from tlray.cache import Places
+from tlray.cluster.faults import fail, lost_peer
+from tlray.cluster.interrupts import leaving_when_told
 from tlray.cluster.monitoring import TrialGauges
 from tlray.cluster.resources import Resources
 from tlray.config import Config
-from tlray.errors import NonFiniteLoss, UserError
-from tlray.results import FAILED, FINISHED, NONFINITE, end_trial, read_trial, trial_folder
+from tlray.errors import NonFiniteLoss
+from tlray.results import CONFIGURATION, FINISHED, NONFINITE, end_trial, read_trial, trial_folder
 from tlray.training.checkpoint import newest_checkpoint, save_checkpoint
 from tlray.training.fit import chance_level, fit
 
@@ -39,8 +39,7 @@ class Job:
 def train(job: Job, number: int, config: Config, report: Callable[[dict[str, Any]], None], lead: bool = True) -> None:
     """Train one trial from where its newest checkpoint stands, write what becomes of it, and report every epoch.
 
-    Every rank calls it, the one with `lead` writes. A non-finite loss and a user's error end the trial with their reason; other
-    errors are raised.
+    Every rank calls it, the one with `lead` writes. A non-finite loss ends the trial with its reason; other errors are raised.
     """
     gauges = TrialGauges(job, number) if lead else None
     checkpoints = trial_folder(job.cell, number) / "checkpoints"
@@ -49,26 +48,26 @@ def train(job: Job, number: int, config: Config, report: Callable[[dict[str, Any
 
     def end(status: str, reason: str = "", chance: float | None = None) -> None:
         if lead and not read_trial(job.cell, number).ended:  # workers may outlive the driver's verdict on their trial
-            end_trial(job.cell, number, status, history, reason, chance)
+            end_trial(job.cell, number, status, history, reason, chance, cause=CONFIGURATION if status == NONFINITE else "")
 
     try:
         if resume:
             report(_result(history[-1], last=False))  # it may have been lost between its checkpoint and its report
-        for epoch in fit(config, job.places, resume=resume):
-            history = epoch.history
-            if lead:
-                save_checkpoint(checkpoints, epoch.state())
-            if gauges:
-                gauges.epoch(epoch)
-            if epoch.last:
-                end(FINISHED)
-            report(_result(epoch.history[-1], epoch.last))
+        with leaving_when_told() as leave_if_told:
+            for epoch in fit(config, job.places, resume=resume):
+                history = epoch.history
+                if lead:
+                    save_checkpoint(checkpoints, epoch.state())
+                if gauges:
+                    gauges.epoch(epoch)
+                if epoch.last:
+                    end(FINISHED)
+                report(_result(epoch.history[-1], epoch.last))  # of a TorchTrainer: returns once all workers are here
+                leave_if_told()
         if resume and history is resume.meta["history"]:
             end(FINISHED)  # killed between its last checkpoint and the note that it had finished
     except NonFiniteLoss as error:
         end(NONFINITE, str(error), chance_level(config, job.places))
-    except UserError as error:
-        end(FAILED, str(error))
 
 
 def _result(row: dict[str, Any], last: bool) -> dict[str, Any]:
@@ -83,12 +82,14 @@ def in_process(job: Job) -> Callable[[dict[str, Any]], None]:
         from ray import tune
 
         number = config["number"]
+        known = read_trial(job.cell, number)
+        if known.ended:
+            return  # Tune starts it again after any loss of its process, also after the last one that it may have
         _limit_gpu_memory(job.resources.gpus)
         try:
-            train(job, number, Config(**read_trial(job.cell, number).config), tune.report)
+            train(job, number, Config(**known.config), tune.report)
         except Exception as error:
-            if not read_trial(job.cell, number).ended:
-                fail(job, number, error)
+            fail(job, number, error)
         finally:
             _give_back_memory()
 
@@ -114,17 +115,6 @@ def _limit_gpu_memory(share: float) -> None:
         torch.cuda.set_per_process_memory_fraction(share)
 
 
-def fail(job: Job, number: int, error: BaseException) -> None:
-    """End a trial as failed, with one line of reason in the table and the traceback beside it."""
-    folder = trial_folder(job.cell, number)
-    if read_trial(job.cell, number).ended:
-        return
-    write_bytes(folder / "error.txt", "".join(traceback.format_exception(error)).encode())
-    newest = newest_checkpoint(folder / "checkpoints")
-    reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
-    end_trial(job.cell, number, FAILED, newest.meta["history"] if newest else [], reason[:300])
-
-
 def worker(settings: dict[str, Any]) -> None:
     """What each TorchTrainer worker of a trial runs."""
     from ray import train as ray_train
@@ -142,30 +132,23 @@ def worker(settings: dict[str, Any]) -> None:
         raise
 
 
-def lost_peer(error: Exception) -> bool:
-    """Whether an error only says that another worker of the group is gone."""
-    import torch.distributed as dist
-
-    said = re.search(r"gloo|nccl|connection (closed|reset)|broken pipe|timed out", str(error), re.IGNORECASE)
-    return isinstance(error, dist.DistError) or bool(said)
-
-
 def distributed(job: Job) -> Callable[[dict[str, Any]], None]:
     """A Tune function that drives a TorchTrainer; it does no work itself and needs no CPU."""
 
     def trial(config: dict[str, Any]) -> None:
         from ray.tune.integration.ray_train import TuneReportCallback
 
-        from tlray.cluster.distributed import torch_trainer
+        from tlray.cluster.distributed import WorkerLosses, torch_trainer
 
         number = config["number"]
+        if read_trial(job.cell, number).ended:
+            return
         try:
-            name = f"{job.label}-{number:04d}"
-            settings = {"job": job, "number": number}
-            torch_trainer(worker, settings, name, job.cell / "ray", job.resources, [TuneReportCallback()]).fit()
+            name, settings = f"{job.label}-{number:04d}", {"job": job, "number": number}
+            callbacks = [TuneReportCallback(), WorkerLosses(job, number)]
+            torch_trainer(worker, settings, name, job.cell / "ray", job.resources, callbacks).fit()
         except Exception as error:
-            if not read_trial(job.cell, number).ended:
-                fail(job, number, error)
+            fail(job, number, error)
 
     trial.__name__ = trial.__qualname__ = job.label
     return trial

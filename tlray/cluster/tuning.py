@@ -15,12 +15,28 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from tlray.cluster import interrupts
+from tlray.cluster.faults import LOST_PROCESSES
 from tlray.cluster.monitoring import cell_gauges
 from tlray.cluster.sampler import Sampler
-from tlray.cluster.trial import Job, distributed, fail, in_process
+from tlray.cluster.supervision import Enough, Losses, heeding
+from tlray.cluster.trial import Job, distributed, in_process
 from tlray.config import Config
 from tlray.errors import RunError
-from tlray.results import STOPPED, Trial, end_trial, read_trial, read_trials, trial_folder, winner, write_trial
+from tlray.results import (
+    FAILED,
+    MACHINE,
+    RUNNING,
+    STOPPED,
+    USER,
+    Trial,
+    end_trial,
+    read_trial,
+    read_trials,
+    trial_folder,
+    winner,
+    write_trial,
+)  # fmt: skip
 from tlray.training.checkpoint import found, newest_checkpoint, thin
 
 log = logging.getLogger(__name__)
@@ -41,6 +57,7 @@ class Book:
 
     keep_best: keep the best epoch's checkpoint of every trial (each is evaluated later), not of the best trial alone. stopped: the epoch
     with which a trial that was stopped ends; the workers of a TorchTrainer do not wait for the verdict and may be further by then.
+    refused: what a user has to mend before any trial can go on; the search ends with it.
     """
 
     job: Job
@@ -50,10 +67,17 @@ class Book:
     trials: dict[int, Trial] = field(default_factory=dict)
     stopped: dict[int, int] = field(default_factory=dict)
     thinned: set[int] = field(default_factory=set)
+    refused: RunError | None = None
 
     def open(self) -> None:
-        """Read what an earlier driver left, with the histories of trials that had not ended."""
+        """Read what an earlier driver left, with the histories of trials that had not ended.
+
+        A trial that a user's mistake ended is one of them: the mistake may be mended by now.
+        """
         for trial in read_trials(self.job.cell):
+            if trial.cause == USER:
+                trial = replace(trial, status=RUNNING, reason="", cause="", history=[])
+                write_trial(self.job.cell, trial)
             newest = None if trial.ended else newest_checkpoint(trial_folder(self.job.cell, trial.number) / "checkpoints")
             self.trials[trial.number] = replace(trial, history=newest.meta["history"]) if newest else trial
 
@@ -70,9 +94,12 @@ class Book:
             newest = newest_checkpoint(trial_folder(self.job.cell, number) / "checkpoints")
             trial = end_trial(self.job.cell, number, STOPPED, newest.meta["history"][:last] if newest else [], reason)
         elif not trial.ended and error:
-            fail(self.job, number, RunError("its process was lost more often than it may be"))
-            trial = read_trial(self.job.cell, number)
+            newest = newest_checkpoint(trial_folder(self.job.cell, number) / "checkpoints")
+            reason = "its process could not be started"
+            trial = end_trial(self.job.cell, number, FAILED, newest.meta["history"] if newest else [], reason, cause=MACHINE)
         self.trials[number] = trial
+        if trial.cause == USER:
+            self.refused = RunError(trial.reason)
         self.sweep(keep=number)
         self.show()
         if self.listener and trial.ended:
@@ -213,27 +240,40 @@ class FairASHA(ASHAScheduler):
 
 
 def _run(job: Job, queue: Queue, scheduler: TrialScheduler, seconds: float | None) -> None:
-    """Let Tune run what the queue hands out. Its own files are of no further use; while it runs every node must see them."""
+    """Let Tune run what the queue hands out. Its own files are of no further use; while it runs every node must see them.
+
+    Raises KeyboardInterrupt after Ctrl-C or SIGTERM, once Tune has let go of its trials, and RunError where a user has something to mend
+    or Ray is gone.
+    """
     inside = job.resources.workers == 0
-    trainable = in_process(job) if inside else distributed(job)
+    trainable = heeding(in_process(job)) if inside else distributed(job)
     asked = {"CPU": job.resources.cpus} | ({"GPU": job.resources.gpus} if job.resources.gpus else {})
+    failures = tune.FailureConfig(max_failures=LOST_PROCESSES + 1)  # `lost` ends a trial before Tune does
     driver = {"node:__internal_head__": 0.001}  # no CPU, and on the node that does not go away
     (job.cell / "ray").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="tune-", dir=job.cell / "ray", ignore_cleanup_errors=True) as folder:
+    enough = Enough(lambda: queue.book.refused)
+    own = tempfile.TemporaryDirectory(prefix="tune-", dir=job.cell / "ray", ignore_cleanup_errors=True)
+    with interrupts.handled(), interrupts.patient(), own as folder:
         tune.Tuner(
             tune.with_resources(trainable, asked if inside else driver),
             tune_config=tune.TuneConfig(
                 num_samples=len(queue.waiting), search_alg=queue, scheduler=scheduler, max_concurrent_trials=job.resources.concurrent,
                 time_budget_s=seconds, reuse_actors=inside,
             ),
-            run_config=tune.RunConfig(name=job.run, storage_path=folder, verbose=0, failure_config=tune.FailureConfig(max_failures=3)),
+            run_config=tune.RunConfig(
+                name=job.run, storage_path=folder, verbose=0, failure_config=failures,
+                stop=enough, callbacks=[Losses(job)],
+            ),
         ).fit()  # fmt: skip
+    if error := queue.book.refused or enough.lost:
+        raise error
 
 
 def search(book: Book, sampler: Sampler, seconds: float | None = None) -> list[Trial]:
     """Search one cell until `sampler.trials` trials have ended, or the time is over; its trials in the order of their numbers.
 
-    Takes up what an earlier call on the same folder left. A result with running trials, or with fewer than planned, was interrupted.
+    Takes up what an earlier call on the same folder left. Raises KeyboardInterrupt when it was interrupted, RunError at once when a
+    trial found something that the user has to mend.
     """
     book.open()
     scheduler = FairASHA(book, len(sampler.first), sampler.base.epochs)

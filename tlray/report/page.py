@@ -196,7 +196,7 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read ({error}): the run directory is damaged") from error
+        raise RunError(f"{path} cannot be read ({error}): remove the line that is no JSON") from error
 
 
 def _number(value: Any) -> bool:

@@ -26,9 +26,11 @@ def trial_table(rows: Table, minimise: bool) -> Table:
         known = np.isfinite(values) & (epochs > 0)
         at = int(np.argmin(np.where(known, values if minimise else -values, np.inf)))
         last = group.iloc[-1]
+        times = int(last.get("lost", 0))
+        again = [f"taken up again after a lost process{f', {times} times' * (times > 1)}"] if times else []
         row = {
-            "trial": number, "status": last["status"], "reason": last["reason"], "epochs": int((epochs > 0).sum()),
-            "seconds": float(group["seconds"].sum()), "best": float(values[at]) if known[at] else np.nan,
+            "trial": number, "status": last["status"], "reason": "; ".join(filter(None, [last["reason"], *again])),
+            "epochs": int((epochs > 0).sum()), "seconds": float(group["seconds"].sum()), "best": float(values[at]) if known[at] else np.nan,
             "best_epoch": int(epochs[at]) if known[at] else 0,
         }  # fmt: skip
         trials.append(row | {name: last[name] for name in columns})

@@ -11,7 +11,7 @@ from tlray.cluster.session import started
 from tlray.cluster.trial import Job
 from tlray.config import Config
 from tlray.data.task import Task, open_task
-from tlray.errors import ConfigError, Interrupted, RunError
+from tlray.errors import ConfigError, RunError, UserError
 from tlray.report.comparing import compare_arms, conclusion
 from tlray.report.stats import Spread
 from tlray.results import Trial, read_summary, read_trials, rows_of
@@ -19,7 +19,7 @@ from tlray.runs.arms import Across, Grid, make_grid
 from tlray.runs.delivery import describe_task
 from tlray.runs.evaluation import Scored, TestDoor, score
 from tlray.runs.figures import chosen_arms, fold_share, interval_of, measured, spreads_of, validated
-from tlray.runs.folder import Run, finish, prepare_weights
+from tlray.runs.folder import Run, finish, interrupted, prepare_weights
 from tlray.runs.planning import check_training
 from tlray.runs.progress import Display
 from tlray.training.metrics import chance_metrics
@@ -93,17 +93,24 @@ def compare(
     question = question or Question()
     grid, names = checked(base, across, run, seeds, question)
     began, before = time.monotonic(), _spent(run)
+    cut_short: UserError | None = None
     with started():
         prepare_weights([config for _, config in grid.configs], run)
-        trials = _train(grid, run)
+        try:
+            _train(grid, run)
+        except UserError as error:
+            cut_short = error
+        except KeyboardInterrupt:
+            cut_short = interrupted(run)
+    trials = read_trials(run.folder / FOLDER)
 
     def seconds() -> float:
         return before + time.monotonic() - began
 
     rows = [{**row, "task": names[row["config/task"]]} for row in rows_of(FOLDER, base.task, trials)]
-    if len(trials) < len(grid.configs) or not all(trial.ended for trial in trials):
+    if cut_short or len(trials) < len(grid.configs) or not all(trial.ended for trial in trials):
         finish(run, "compare", rows, [], partial=True, seconds=seconds())
-        raise Interrupted(f"interrupted; what is done is saved: the same command with --resume goes on in {run.folder}")
+        raise cut_short or interrupted(run)
     of_arm = {arm: [trial for trial in trials if trial.arm == arm] for arm in grid.arms}
     interval = interval_of(grid)
     entries = [validated(grid, arm, of_arm[arm], names[grid.first(arm).task], interval) for arm in grid.arms]
@@ -163,13 +170,13 @@ def _spent(run: Run) -> float:
     return max(trained, said)
 
 
-def _train(grid: Grid, run: Run) -> list[Trial]:
+def _train(grid: Grid, run: Run) -> None:
     from tlray.cluster import tuning  # imports Ray
 
     job = Job(run.name, run.folder / FOLDER, f"{run.name}-{FOLDER}", run.places, run.resources)
     with Display(run.console, {FOLDER: len(grid.configs)}, grid.base.monitor, grid.base.minimise) as display:
         display.already(FOLDER, read_trials(run.folder / FOLDER))
-        return tuning.grid(tuning.Book(job, grid.base.minimise, display, keep_best=True), grid.configs)
+        tuning.grid(tuning.Book(job, grid.base.minimise, display, keep_best=True), grid.configs)
 
 
 def _about(grid: Grid, run: Run, question: Question, entries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 import tlray
-from tlray.cache import Places, write_bytes, write_json
+from tlray.cache import Places, read_sealed, write_bytes, write_sealed
 from tlray.cluster.resources import Resources, cluster, divide, machine
 from tlray.config import Config
-from tlray.errors import RunError
+from tlray.errors import Interrupted, RunError
 from tlray.report.page import write_report
 from tlray.report.style import standalone
 from tlray.results import read_summary, write_results
@@ -94,7 +94,7 @@ def opened(folder: Path, asked: dict[str, Any], resume: bool) -> Iterator[None]:
             if resume:
                 _same_question(folder / "run.json", asked)
             else:
-                write_json(folder / "run.json", asked)
+                write_sealed(folder / "run.json", asked)
             yield
     except Timeout:
         raise RunError(f"{folder} is in use by another process: wait for it, or give another --name") from None
@@ -112,10 +112,15 @@ def finished(folder: Path) -> dict[str, Any] | None:
     return None if summary["partial"] else summary
 
 
+def interrupted(run: Run) -> Interrupted:
+    """What is said after Ctrl-C."""
+    return Interrupted(f"interrupted; what is done is saved: the same command with --resume goes on in {run.folder}")
+
+
 def _same_question(file: Path, asked: dict[str, Any]) -> None:
     try:
-        before = json.loads(file.read_text())
-    except ValueError:
+        before = read_sealed(file)
+    except (OSError, ValueError):
         raise RunError(f"{file} is damaged: start a run of another --name") from None
     now = json.loads(json.dumps(asked))
     different = [f"{name} was {old!r} and is {new!r} now" for name, old, new in _differences("", before, now)]
@@ -181,7 +186,7 @@ def finish(
         "banner": list(run.banner), "versions": versions, "hardware": hardware(), "resources": vars(run.resources),
         "seconds": seconds, "cells": entries, **(more or {}),
     }  # fmt: skip
-    write_json(run.folder / "summary.json", summary)
+    write_sealed(run.folder / "summary.json", summary)
     if rows:
         write_report(run.folder)
     return summary
@@ -213,7 +218,7 @@ def add_to_report(run: Run, drawings: Sequence[Drawing], claims: Sequence[Claim]
     summary = read_summary(run.folder)
     summary["pictures"] = [{"file": f"pictures/inline/{each.name}.svg", "title": each.title, "caption": each.caption} for each in drawings]
     summary["comparison"]["claims"] = [vars(each) for each in claims]
-    write_json(run.folder / "summary.json", summary)
+    write_sealed(run.folder / "summary.json", summary)
     write_report(run.folder)
     return summary
 

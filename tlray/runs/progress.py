@@ -61,6 +61,7 @@ class Display:
             fold = f", fold {config['fold']}" if config["fold"] is not None else ""
             knobs = f"{trial.arm}, seed {config['seed']}{fold}"
         reason = f": {trial.reason}" if trial.status in ("failed", "nonfinite") else ""
+        reason += f", taken up {trial.lost} time{'s' * (trial.lost > 1)} after a lost process" if trial.lost else ""
         self.console.print(
             f"  {cell} trial {trial.number} {trial.status} after {len(trial.history)} epochs, best {self.monitor} {best} ({knobs}){reason}",
             markup=False, highlight=False, soft_wrap=True,

@@ -1,19 +1,20 @@
 """A search: every cell's trials on Ray, its winner by validation, its test figures, its model."""
 
+import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tlray.cache import write_json
+from tlray.cache import read_sealed, write_sealed
 from tlray.cluster.sampler import Sampler
 from tlray.cluster.trial import Job
 from tlray.data.loader import mix
-from tlray.errors import Interrupted, RunError
+from tlray.errors import RunError, UserError
 from tlray.results import Trial, rank_key, read_trials, rows_of, winner
 from tlray.runs.delivery import deliver, describe_task, repeats_of, seed_figures
-from tlray.runs.folder import Run, finish, prepare_weights
+from tlray.runs.folder import Run, finish, interrupted, prepare_weights
 from tlray.runs.planning import Cell
 from tlray.runs.progress import Display
 
@@ -33,14 +34,15 @@ def search(
     Raises Interrupted after Ctrl-C, with the state saved and a partial table; RunError when no trial of any cell came to an epoch.
     """
     started = time.monotonic()
-    prepare_weights([cell.base for cell in cells], run)
-    deadline = None if seconds is None else started + seconds
-    with Display(run.console, {cell.name: trials for cell in cells}, cells[0].base.monitor, cells[0].base.minimise) as display:
-        for index, cell in enumerate(cells):
-            left = None if deadline is None else max(1.0, (deadline - time.monotonic()) / (len(cells) - index))
-            over = _search_cell(cell, run, display, trials, seed, left)
-            _check_ended(cells, run, read_trials(run.folder / cell.name), 0 if over else trials)
-    entries = [_delivered(cell, cells, run, seeds, rule) for cell in cells]
+    with _partial_if_cut_short(cells, run):
+        prepare_weights([cell.base for cell in cells], run)
+        deadline = None if seconds is None else started + seconds
+        with Display(run.console, {cell.name: trials for cell in cells}, cells[0].base.monitor, cells[0].base.minimise) as display:
+            for index, cell in enumerate(cells):
+                left = None if deadline is None else max(1.0, (deadline - time.monotonic()) / (len(cells) - index))
+                over = _search_cell(cell, run, display, trials, seed, left)
+                _check_ended(run, read_trials(run.folder / cell.name), 0 if over else trials)
+        entries = [_delivered(cell, cells, run, seeds, rule) for cell in cells]
     none = not any(entry["winner"] for entry in entries)
     summary = finish(run, "search", _rows(cells, run), entries, partial=none, seconds=time.monotonic() - started)
     if none:
@@ -58,9 +60,7 @@ def best_by_validation(cells: Sequence[Cell], run: Run, *, trials: int, seed: in
     with Display(run.console, {cell.name: trials for cell in cells}, cells[0].base.monitor, minimise) as display:
         for cell in cells:
             _search_cell(cell, run, display, trials, seed, None)
-            done = read_trials(run.folder / cell.name)
-            if len(done) < trials or not all(trial.ended for trial in done):
-                raise Interrupted(f"interrupted; what is done is saved: the same command with --resume goes on in {run.folder}")
+            _check_ended(run, read_trials(run.folder / cell.name), trials)
     found = [trial for cell in cells if (best := winner(read_trials(run.folder / cell.name), minimise)) for trial in [best[0]]]
     if not found:
         raise RunError("; ".join(_why_none(cell, read_trials(run.folder / cell.name)) for cell in cells))
@@ -91,8 +91,11 @@ def _delivered(cell: Cell, cells: Sequence[Cell], run: Run, seeds: int, rule: st
         if best is None:
             run.console.print(_why_none(cell, found), markup=False, highlight=False, soft_wrap=True)
             return _partial_entry(cell, run)
-        write_json(file, _deliver_cell(cell, cells, run, found, best[0], seeds, rule))
-    return json.loads(file.read_text())
+        write_sealed(file, _deliver_cell(cell, cells, run, found, best[0], seeds, rule))
+    try:
+        return read_sealed(file)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} is damaged ({error}): remove it and resume, the winner is delivered anew") from None
 
 
 def _why_none(cell: Cell, found: list[Trial]) -> str:
@@ -111,20 +114,34 @@ def _deliver_cell(
     if seeds > 1:
         book = tuning.Book(_job(run, cell, f"{cell.name}/seeds"), cell.base.minimise, keep_best=True)
         repeats = tuning.grid(book, repeats_of(best, seeds))
-        _check_ended(cells, run, repeats, seeds - 1)
+        _check_ended(run, repeats, seeds - 1)
     delivered = deliver(folder, found, run.places, run.ledger, list(run.banner), rule)
     figures = seed_figures(folder, repeats, delivered.pop("uncalibrated"), run.places, run.ledger)
     return {**_entry(cell, run, found), **delivered, "seeds": figures, "model": _model_facts(folder)}
 
 
-def _check_ended(cells: Sequence[Cell], run: Run, done: list[Trial], wanted: int) -> None:
-    """Tune returns normally after Ctrl-C: then trials are missing or unfinished. Writes the partial table and raises Interrupted."""
-    if len(done) >= wanted and all(trial.ended for trial in done):
-        return
-    finish(run, "search", _rows(cells, run), [_partial_entry(cell, run) for cell in cells], partial=True, seconds=0.0)
-    raise Interrupted(
-        f"interrupted; what is done is saved and the table is partial: the same command with --resume goes on in {run.folder}"
-    )
+@contextlib.contextmanager
+def _partial_if_cut_short(cells: Sequence[Cell], run: Run) -> Iterator[None]:
+    """Leave a table marked partial where the block ends early: by Ctrl-C, which becomes Interrupted, or by what a user has to mend."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _write_partial(cells, run)
+        raise interrupted(run) from None
+    except UserError:
+        _write_partial(cells, run)
+        raise
+
+
+def _write_partial(cells: Sequence[Cell], run: Run) -> None:
+    if rows := _rows(cells, run):
+        finish(run, "search", rows, [_partial_entry(cell, run) for cell in cells], partial=True, seconds=0.0)
+
+
+def _check_ended(run: Run, done: list[Trial], wanted: int) -> None:
+    """Raise Interrupted where Tune came back without having done all it was asked."""
+    if len(done) < wanted or not all(trial.ended for trial in done):
+        raise interrupted(run)
 
 
 def _rows(cells: Sequence[Cell], run: Run) -> list[dict[str, Any]]:
@@ -138,8 +155,8 @@ def _entry(cell: Cell, run: Run, found: list[Trial]) -> dict[str, Any]:
     rows = [row for trial in found for row in trial.history]
     return {
         "cell": cell.name, "backbone": cell.base.backbone, **describe_task(cell.base.task, cell.base.size, run.places),
-        "minimise": cell.base.minimise, "monitor": cell.base.monitor, "trials": counts, "epochs": len(rows),
-        "seconds": sum(row["seconds"] for row in rows),
+        "minimise": cell.base.minimise, "monitor": cell.base.monitor, "trials": counts, "lost": sum(trial.lost for trial in found),
+        "epochs": len(rows), "seconds": sum(row["seconds"] for row in rows),
     }  # fmt: skip
 
 

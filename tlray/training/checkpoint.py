@@ -103,7 +103,7 @@ def checkpoint_of_epoch(folder: Path, epoch: int) -> Checkpoint:
     """The checkpoint of one epoch. Raises RunError when it is not there or damaged."""
     whole = _first_whole([path for number, path in found(folder) if number == epoch])
     if whole is None:
-        raise RunError(f"{folder} has no whole checkpoint of epoch {epoch}")
+        raise RunError(f"{folder} has no whole checkpoint of epoch {epoch}: remove {folder.parent} and resume, that training runs anew")
     return whole
 
 

@@ -1,0 +1,122 @@
+"""Whose fault a failure is, and what follows: the user's ends the search, the machine's is counted and tried again so often."""
+
+import errno
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from cluster_toys import Scripted, toy_config, toy_job
+
+from tlray.cache import Places
+from tlray.cluster.faults import LOST_PROCESSES, cause_of, fail, lost, reason_of
+from tlray.cluster.session import Session
+from tlray.cluster.tuning import Book, search
+from tlray.errors import ConfigError, DataError, NonFiniteLoss, RunError, WeightsError
+from tlray.results import BUG, CONFIGURATION, FAILED, FINISHED, MACHINE, RUNNING, USER, Trial, read_trial, trial_folder, write_trial
+from tlray.training.checkpoint import save_checkpoint
+from tlray.training.fit import fit
+
+
+def raised(size: int) -> BaseException:
+    """What torch says on a CPU when it is asked for `size` bytes."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(size, dtype=torch.uint8)
+    return caught.value
+
+
+@pytest.mark.parametrize(("error", "cause"), [
+    (DataError("no such file"), USER),
+    (WeightsError("damaged"), USER),
+    (RunError("of another configuration"), USER),
+    (OSError(errno.ENOSPC, "No space left on device"), USER),
+    (ConfigError("batch_size=1"), CONFIGURATION),
+    (NonFiniteLoss("epoch 1"), CONFIGURATION),
+    (MemoryError(), CONFIGURATION),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), CONFIGURATION),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), CONFIGURATION),
+    (OSError(errno.ENOMEM, "Cannot allocate memory"), CONFIGURATION),
+    (torch.distributed.DistNetworkError("Connection reset"), MACHINE),
+    (RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc] Connection closed by peer"), MACHINE),
+    (ValueError("shapes"), BUG),
+    (OSError(errno.ENOENT, "No such file"), BUG),
+])  # fmt: skip
+def test_every_error_is_somebodys(error: BaseException, cause: str):
+    assert cause_of(error) == cause
+
+
+def test_what_the_allocator_says_is_known():
+    assert cause_of(raised(1 << 60)) == CONFIGURATION
+
+
+def test_reasons_are_one_line():
+    assert reason_of(DataError("no file\n  at all")) == "no file at all"
+    assert reason_of(ValueError("first\nsecond")) == "ValueError: first"
+    assert reason_of(OSError(errno.ENOSPC, "No space left on device", "/x/y")).startswith("/x/y cannot be written (No space left")
+    assert reason_of(ValueError()) == "ValueError: no message"
+
+
+@pytest.fixture
+def running(toy_npz, tmp_path: Path, places: Places):
+    """A cell with one running trial that has a checkpoint of its first epoch."""
+    job, config = toy_job(tmp_path / "cell", places), toy_config(toy_npz(tmp_path / "toy.npz"))
+    write_trial(job.cell, Trial(0, config.to_dict()))
+    save_checkpoint(trial_folder(job.cell, 0) / "checkpoints", next(fit(config, places)).state())
+    return job
+
+
+SAID = "The actor died unexpectedly: (1) The process is killed by SIGKILL by OOM killer due to high memory usage."
+"""What Ray says of every process that is gone, whatever ended it."""
+
+
+def test_lost_processes_are_counted_and_bounded(running):
+    for count in range(1, LOST_PROCESSES + 1):
+        lost(running, 0, SAID)
+        assert (read_trial(running.cell, 0).status, read_trial(running.cell, 0).lost) == (RUNNING, count)
+    lost(running, 0, SAID)
+    trial = read_trial(running.cell, 0)
+    assert (trial.status, trial.cause, trial.lost, len(trial.history)) == (FAILED, MACHINE, LOST_PROCESSES + 1, 1)
+    assert trial.reason.startswith("it lost a process 4 times: The actor died")
+
+
+def test_a_process_that_ray_ended_for_its_memory_is_not_tried_again(running):
+    lost(running, 0, "Task was killed due to the node running low on memory.")
+    trial = read_trial(running.cell, 0)
+    assert (trial.status, trial.cause, trial.lost) == (FAILED, CONFIGURATION, 1)
+    assert "ran low on memory" in trial.reason
+
+
+def test_what_has_ended_stays_as_it_ended(running):
+    fail(running, 0, ValueError("first"))
+    fail(running, 0, DataError("second"))
+    lost(running, 0, SAID)
+    trial = read_trial(running.cell, 0)
+    assert (trial.status, trial.cause, trial.reason, trial.lost) == (FAILED, BUG, "ValueError: first", 0)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_users_mistake_ends_the_search_and_is_taken_up_once_mended(
+    workers: int, toy_npz, tmp_path: Path, places: Places, ray_session: Session
+):
+    file = toy_npz(tmp_path / "toy.npz")
+    base = toy_config(file, epochs=2)
+    configs = [base, replace(base, task=f"npz:{tmp_path / 'later.npz'}"), replace(base, lr=2e-3)]
+    book = Book(toy_job(tmp_path / "cell", places, workers), minimise=False)
+    with pytest.raises(RunError, match=r"later\.npz"):
+        search(book, Scripted(configs))  # type: ignore[arg-type]
+    assert [(trial.status, trial.cause) for trial in book.trials.values()] == [(FINISHED, ""), (FAILED, USER)]
+    toy_npz(tmp_path / "later.npz")
+    trials = search(Book(book.job, minimise=False), Scripted(configs))  # type: ignore[arg-type]
+    assert [(trial.number, trial.status, trial.cause, trial.reason) for trial in trials] == [(each, FINISHED, "", "") for each in range(3)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_trial_that_always_loses_its_process_ends_and_the_search_goes_on(
+    workers: int, toy_npz, tmp_path: Path, places: Places, ray_session: Session
+):
+    base = toy_config(toy_npz(tmp_path / "toy.npz"), epochs=1)
+    book = Book(toy_job(tmp_path / "cell", places, workers), minimise=False)
+    trials = search(book, Scripted([replace(base, augment="toy_always_killed"), base]))  # type: ignore[arg-type]
+    assert [(trial.status, trial.cause, trial.lost) for trial in trials] == [(FAILED, MACHINE, LOST_PROCESSES + 1), (FINISHED, "", 0)]
+    assert trials[0].reason.startswith("it lost a process 4 times: ")

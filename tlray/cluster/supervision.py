@@ -1,0 +1,75 @@
+"""What Tune is told while it runs trials: whom to tell of lost processes, when to end, and how a trial's process takes SIGTERM."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.stopper import Stopper
+from ray.tune.trainable import wrap_function
+
+from tlray.cluster import interrupts
+from tlray.cluster.faults import lost
+from tlray.cluster.trial import Job
+from tlray.errors import RunError
+
+
+class Losses(tune.Callback):
+    """Hears from Tune that a trial's process is gone and the trial is tried again."""
+
+    def __init__(self, job: Job):
+        self.job = job
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Count it, with what Ray wrote down about it."""
+        file = Path(trial.error_file or "")
+        lost(self.job, trial.config["number"], file.read_text(errors="replace") if file.is_file() else "no word from Ray")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+NODE_CHECK_SECONDS = 5.0
+
+
+class Enough(Stopper):
+    """Ends the whole search where going on is of no use.
+
+    refused: whether a user has something to mend first. lost: why Ray cannot go on, once it cannot: Tune would wait for ever.
+    """
+
+    def __init__(self, refused: Callable[[], object]):
+        self.refused = refused
+        self.lost: RunError | None = None
+        self._node, self._checked = ray.get_runtime_context().get_node_id(), time.monotonic()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether this trial alone shall end: not for the stopper to say."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether a user has something to mend or has asked to stop, or the driver's own node is gone."""
+        if time.monotonic() - self._checked > NODE_CHECK_SECONDS:
+            self._checked = time.monotonic()
+            if not any(node["NodeID"] == self._node and node["Alive"] for node in ray.nodes()):
+                self.lost = RunError(
+                    "Ray has lost the node that this command runs on: the same command with --resume goes on in another Ray"
+                )
+        return bool(self.refused() or self.lost) or interrupts.asked.is_set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+def heeding(function: Callable[[dict[str, Any]], None]) -> type:
+    """The Tune trainable of a function that trains; SIGTERM to its process, as a machine sends that goes away, waits for a checkpoint."""
+
+    class Heeding(wrap_function(function)):  # type: ignore[misc]
+        def setup(self, config: dict[str, Any]) -> None:
+            interrupts.heed_notice()
+            super().setup(config)
+
+    Heeding.__name__ = Heeding.__qualname__ = function.__name__
+    return Heeding
