@@ -4,22 +4,26 @@ ARGS ?=
 PYTHON ?=
 BIN := .venv/bin
 
-.PHONY: help env tune bench test check format
+.PHONY: help env tune bench storm test check format
 
 help:
 	@echo "make tune    tune both backbones on the default tasks, from nothing to a table, a report and a model"
 	@echo "make bench   all benchmarks, some hours; ARGS names some, or --quick to see that they work"
+	@echo "make storm   30 searches, each with a process killed at a random moment, then resumed; about a minute each"
 	@echo "make test    all tests"
 	@echo "make check   style, types and the fast tests, in about a minute"
 	@echo "make format  let ruff mend what it can"
 	@echo "make env     only the environment, in .venv"
-	@echo 'ARGS="..." is passed on to the command behind tune, bench and test.'
+	@echo 'ARGS="..." is passed on to the command behind tune, bench, storm and test.'
 
 tune: env
 	$(BIN)/python experiments/tune_backbones.py $(ARGS)
 
 bench: env
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+storm: env
+	$(BIN)/python tests/cluster/storm.py $(ARGS)
 
 test:
 	@.ci/run $(ARGS)
