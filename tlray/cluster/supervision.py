@@ -1,5 +1,6 @@
 """What Tune is told while it runs trials: whom to tell of lost processes, when to end, and how a trial's process takes SIGTERM."""
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +18,27 @@ from tlray.errors import RunError
 
 
 class Losses(tune.Callback):
-    """Hears from Tune that a trial's process is gone and the trial is tried again."""
+    """Hears from Tune that a trial's process is gone, whether Tune tries it again or has given it up."""
 
     def __init__(self, job: Job):
-        self.job = job
+        self.job, self.actor = job, ""
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Count it, with what Ray wrote down about it."""
+        """Tune tries the trial again."""
+        self._count(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune has given the trial up."""
+        self._count(trial)
+
+    def _count(self, trial: Any) -> None:
+        """Count the loss with what Ray said last about it; of one process Tune may say so twice."""
         file = Path(trial.error_file or "")
-        lost(self.job, trial.config["number"], file.read_text(errors="replace") if file.is_file() else "no word from Ray")
+        said = file.read_text(errors="replace").rpartition("Failure # ")[2] if file.is_file() else "no word from Ray"
+        actor = re.search(r"actor_id: (\w+)", said)
+        if actor is None or actor[1] != self.actor:
+            self.actor = actor[1] if actor else ""
+            lost(self.job, trial.config["number"], said)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

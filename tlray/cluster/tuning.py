@@ -24,8 +24,6 @@ from tlray.cluster.trial import Job, distributed, in_process
 from tlray.config import Config
 from tlray.errors import RunError
 from tlray.results import (
-    FAILED,
-    MACHINE,
     RUNNING,
     STOPPED,
     USER,
@@ -86,17 +84,13 @@ class Book:
         self.trials[number] = Trial(number, config.to_dict(), arm=arm)
         write_trial(self.job.cell, self.trials[number])
 
-    def end(self, number: int, error: bool = False, reason: str = "behind the others at its rung") -> None:
-        """Note what became of a trial that Tune has let go of; one that was cut off by an interrupt stays running."""
+    def end(self, number: int, reason: str = "behind the others at its rung") -> None:
+        """Note what became of a trial that Tune has let go of; one that was cut off, or that Tune has given up, stays running."""
         trial = read_trial(self.job.cell, number)
         last = self.stopped.get(number)
         if last is not None and (not trial.ended or len(trial.history) > last):
             newest = newest_checkpoint(trial_folder(self.job.cell, number) / "checkpoints")
             trial = end_trial(self.job.cell, number, STOPPED, newest.meta["history"][:last] if newest else [], reason)
-        elif not trial.ended and error:
-            newest = newest_checkpoint(trial_folder(self.job.cell, number) / "checkpoints")
-            reason = "its process could not be started"
-            trial = end_trial(self.job.cell, number, FAILED, newest.meta["history"] if newest else [], reason, cause=MACHINE)
         self.trials[number] = trial
         if trial.cause == USER:
             self.refused = RunError(trial.reason)
@@ -141,6 +135,7 @@ class Queue(Searcher):
         self.waiting = [number for number in range(total) if not (number in book.trials and book.trials[number].ended)]
         self.waiting = sorted(set(self.waiting) - skip, key=lambda number: (number not in book.trials, number))
         self.numbers: dict[str, int] = {}
+        self.given_up = False
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
         """The number of the next trial; its configuration stands in its file."""
@@ -161,7 +156,11 @@ class Queue(Searcher):
             self.book.listener.epoch_ended(self.book.job.cell.name, self.numbers[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        self.book.end(self.numbers[trial_id], error)
+        number = self.numbers[trial_id]
+        self.book.end(number)
+        if error and not self.book.trials[number].ended:
+            self.waiting.insert(0, number)  # Tune gives up where a process dies between two trials; `lost` says when it is enough
+            self.given_up = True
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the trials' files say it all."""
@@ -246,19 +245,19 @@ def _run(job: Job, queue: Queue, scheduler: TrialScheduler, seconds: float | Non
     or Ray is gone.
     """
     inside = job.resources.workers == 0
-    trainable = heeding(in_process(job)) if inside else distributed(job)
     asked = {"CPU": job.resources.cpus} | ({"GPU": job.resources.gpus} if job.resources.gpus else {})
     failures = tune.FailureConfig(max_failures=LOST_PROCESSES + 1)  # `lost` ends a trial before Tune does
     driver = {"node:__internal_head__": 0.001}  # no CPU, and on the node that does not go away
+    trainable = heeding(tune.with_resources(in_process(job), asked)) if inside else tune.with_resources(distributed(job), driver)
     (job.cell / "ray").mkdir(parents=True, exist_ok=True)
     enough = Enough(lambda: queue.book.refused)
     own = tempfile.TemporaryDirectory(prefix="tune-", dir=job.cell / "ray", ignore_cleanup_errors=True)
     with interrupts.handled(), interrupts.patient(), own as folder:
         tune.Tuner(
-            tune.with_resources(trainable, asked if inside else driver),
+            trainable,
             tune_config=tune.TuneConfig(
-                num_samples=len(queue.waiting), search_alg=queue, scheduler=scheduler, max_concurrent_trials=job.resources.concurrent,
-                time_budget_s=seconds, reuse_actors=inside,
+                num_samples=len(queue.waiting) * (LOST_PROCESSES + 2), search_alg=queue, scheduler=scheduler,
+                max_concurrent_trials=job.resources.concurrent, time_budget_s=seconds, reuse_actors=inside,
             ),
             run_config=tune.RunConfig(
                 name=job.run, storage_path=folder, verbose=0, failure_config=failures,
@@ -292,9 +291,14 @@ def grid(book: Book, arms: Sequence[tuple[str, Config]], seconds: float | None =
 
 def _finish(book: Book, queue: Queue, scheduler: TrialScheduler, seconds: float | None) -> list[Trial]:
     started = time.monotonic()
-    if queue.waiting:
-        _run(book.job, queue, scheduler, seconds)
-    if seconds is not None and time.monotonic() - started >= seconds:
+    left = seconds
+    while queue.waiting and (left is None or left > 0):
+        queue.given_up = False
+        _run(book.job, queue, scheduler, left)
+        left = None if seconds is None else seconds - (time.monotonic() - started)
+        if not queue.given_up:  # after Tune had asked for the last time
+            break
+    if left is not None and left <= 0:
         for number in [number for number, trial in book.trials.items() if not trial.ended]:
             book.stopped[number] = sys.maxsize
             book.end(number, reason="the time budget was over")
