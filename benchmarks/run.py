@@ -51,6 +51,7 @@ STEPS = (
     Step("memory", 5),
     Step("search_quality", 15),
     Step("growth", 5),
+    Step("many_trials", 10),
     Step("gpu", 10, gpu=True),
     Step("order_by_cost", 6),
     Step("phantom_difficulty", 2),

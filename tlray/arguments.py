@@ -1,6 +1,7 @@
 """What the command lines of tlray and of its experiments share: parsing, paths made absolute, errors in one sentence."""
 
 import argparse
+import io
 import logging
 import math
 import os
@@ -13,7 +14,7 @@ from tlray.cache import Places
 from tlray.cluster.interrupts import STATUS as INTERRUPTED
 from tlray.cluster.interrupts import handled
 from tlray.config import FIELDS, PATH_SCHEMES
-from tlray.errors import Interrupted, UserError
+from tlray.errors import Interrupted, UserError, refusal, unwritable
 from tlray.registry import TASKS
 
 FLAGS = {"task": "--tasks", "backbone": "--backbones", "weights": "--weights", "size": "--size", "epochs": "--epochs",
@@ -37,14 +38,18 @@ def field_help(hidden: Collection[str] = (*FLAGS, "objective")) -> str:
     return "\n".join(["fields for --set FIELD=VALUE:", *lines])
 
 
+MOST = 1_000_000
+"""Trials, seeds or epochs beyond which a number is a slip of the hand."""
+
+
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """A whole number of at least 1 and at most MOST."""
     try:
         value = int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is out of range: at least 1")
+    if not 1 <= value <= MOST:
+        raise argparse.ArgumentTypeError(f"{text} is out of range: at least 1, at most {MOST:,}")
     return value
 
 
@@ -59,17 +64,26 @@ def positive_seconds(text: str) -> float:
     return value
 
 
+def absolute(path: str) -> Path:
+    """A path made absolute, since trials may run elsewhere. Raises UserError when it is none."""
+    try:
+        path.encode()
+        return Path(path).expanduser().resolve()
+    except (RuntimeError, ValueError) as error:  # a user that is not there, links in a circle, bytes that are no UTF-8
+        raise UserError(f"{path!r} is no path ({error}): correct it") from None
+
+
 def absolute_task(spec: str) -> str:
-    """A task given by path with its path made absolute, since trials may run elsewhere."""
+    """A task given by path with its path made absolute."""
     scheme, colon, path = spec.partition(":")
-    return f"{scheme}:{Path(path).expanduser().resolve()}" if scheme + colon in PATH_SCHEMES and path else spec
+    return f"{scheme}:{absolute(path)}" if scheme + colon in PATH_SCHEMES and path else spec
 
 
 def absolute_weights(weights: str) -> str:
     """Weights given by path with the path made absolute."""
-    path = Path(weights).expanduser()
-    named = weights in ("none", "imagenet") or weights in TASKS
-    return str(path.resolve()) if not named and path.is_file() else absolute_task(weights)
+    if weights in ("none", "imagenet") or weights in TASKS or not os.path.isfile(path := absolute(weights)):
+        return absolute_task(weights)
+    return str(path)
 
 
 def add_place_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,14 +119,17 @@ def add_storage_arguments(parser: argparse.ArgumentParser) -> None:
 def places_of(arguments: argparse.Namespace) -> Places:
     """Places with absolute paths, since trials may run elsewhere. Raises UserError when --data is no folder."""
     data = arguments.data
-    if data is not None and not Path(data).expanduser().is_dir():
+    if data is not None and not os.path.isdir(absolute(data)):
         raise UserError(f"--data {data} is no folder: check the path, or leave it out")
-    return Places(data=str(Path(data).expanduser().resolve()) if data else None, offline=arguments.offline)
+    return Places(data=str(absolute(data)) if data else None, offline=arguments.offline)
 
 
 def run_command(command: Callable[[], int]) -> int:
     """Run a command; a user's mistake becomes one sentence on standard error and status 2, Ctrl-C or SIGTERM status 130."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be of the terminal's letters
     try:
         with handled():
             status = command()
@@ -127,3 +144,8 @@ def run_command(command: Callable[[], int]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if not unwritable(error):
+            raise
+        print(f"tlray: {' '.join(refusal(error).split())}", file=sys.stderr)
+        return 2

@@ -1,17 +1,24 @@
 """Files that are made once and read by many processes: atomic, locked, keyed by content."""
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import os
 import shutil
+import struct
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+from tlray.errors import unwritable
 
 
 def default_cache() -> str:
@@ -76,8 +83,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and unwritable(error):
+            error.filename = str(path)  # a full disk shows in a write, which does not know where
         raise
 
 
@@ -92,21 +101,26 @@ def write_json(path: str | Path, value: Any) -> None:
     write_bytes(path, json.dumps(finite(value), indent=2, allow_nan=False).encode() + b"\n")
 
 
-def write_sealed(path: str | Path, value: dict[str, Any]) -> None:
-    """Write a JSON object together with the digest of its content, atomically."""
-    plain = finite(value)
-    write_json(path, {**plain, "digest": digest(plain)})
+DAMAGED = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, MemoryError, RuntimeError, OverflowError, struct.error,
+    zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
+"""What parsers raise over a file that is not what it should be, or claims to be larger than any memory."""
 
 
-def read_sealed(path: str | Path) -> dict[str, Any]:
-    """Read a JSON object. Raises OSError, or ValueError where it is damaged or not what was written; one without a digest is believed."""
-    value = json.loads(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise ValueError("no JSON object")
-    said = value.pop("digest", None)
-    if said is not None and said != digest(value):
-        raise ValueError("its content does not match its digest")
-    return value
+def ordinary(path: str | Path) -> None:
+    """Raise OSError where something stands that is no ordinary file: reading a pipe or a device may never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises OSError when it cannot be read, ValueError when it is damaged."""
+    ordinary(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def finite(value: Any) -> Any:
@@ -120,6 +134,49 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value
+
+
+def write_sealed(path: str | Path, value: dict[str, Any]) -> None:
+    """Write a JSON object together with the digest of its content, atomically."""
+    plain = finite(value)
+    write_json(path, {**plain, "digest": digest(plain)})
+
+
+def read_sealed(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object. Raises OSError, or ValueError where it is damaged or not what was written; one without a digest is believed."""
+    value = read_json(Path(path))
+    if not isinstance(value, dict):
+        raise ValueError("no JSON object")
+    said = value.pop("digest", None)
+    if said is not None and said != digest(value):
+        raise ValueError("its content does not match its digest")
+    return value
+
+
+def map_new(path: str | Path, dtype: Any, shape: tuple[int, ...]) -> Any:
+    """A new .npy file of this type and shape, memory-mapped for writing, its room on the disk taken.
+
+    Raises OSError where there is no room: a write to mapped pages that have none would end the process (SIGBUS).
+    """
+    import numpy as np
+
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        with open(path, "r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from None
+    return array
+
+
+def save_array(path: str | Path, array: Any) -> None:
+    """Write a small array as .npy; NumPy's own `save` does not say why it could not write."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    Path(path).write_bytes(buffer.getvalue())
 
 
 def build_once(folder: str | Path, build: Callable[[Path], None]) -> Path:

@@ -92,7 +92,7 @@ class Config:
         value, rule = getattr(self, each.name), each.metadata
         types: Any = get_args(each.type) or (each.type,)
         if isinstance(value, bool) or not isinstance(value, types):
-            if float in types and isinstance(value, int) and not isinstance(value, bool):
+            if float in types and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**300:
                 object.__setattr__(self, each.name, float(value))
                 return self._field_problem(each)
             return f"{each.name}={value!r} is not {_type_name(types)}"
@@ -101,7 +101,7 @@ class Config:
             if choices and value not in choices:
                 return f"{each.name}={value!r}{did_you_mean(str(value), choices)}: choose from {', '.join(choices)}"
             return None
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             return f"{each.name}={value!r} is not finite"
         low, high, above = rule.get("low"), rule.get("high"), rule.get("above")
         if (low is not None and value < low) or (high is not None and value > high) or (above is not None and value <= above):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tlray.arguments import absolute
 from tlray.cache import Places
 from tlray.errors import ConfigError
 from tlray.registry import did_you_mean
@@ -45,7 +46,7 @@ def _figures(row: dict[str, Any], width: int) -> str:
 
 def svg_file(text: str) -> Path:
     """The SVG file that a command is to write. Raises ConfigError when it cannot be one."""
-    path = Path(text).expanduser()
+    path = absolute(text)
     if path.suffix.lower() != ".svg":
         raise ConfigError(f"--out {text}: the picture is an SVG, name a file that ends in .svg")
     if not path.parent.is_dir():

@@ -14,6 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from tlray.arguments import absolute
 from tlray.cache import Places, read_sealed
 from tlray.cluster.resources import Resources, cluster, divide, machine
 from tlray.cluster.sampler import check_space
@@ -104,7 +105,7 @@ def check_name(storage: str, name: str, resume: bool) -> Path:
         raise RunError(f"--name {name!r}: a name has letters, digits, '-', '_' and '.' only")
     if "://" in storage:
         raise RunError(f"--storage {storage}: object stores are not supported yet, name a folder (on a cluster: one that all nodes see)")
-    folder = Path(storage).expanduser().resolve() / name
+    folder = absolute(storage) / name
     check_folder(folder, resume)
     return folder
 

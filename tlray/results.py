@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlray.cache import atomic_path, read_sealed, write_sealed
+from tlray.cache import DAMAGED, atomic_path, ordinary, read_sealed, write_sealed
 from tlray.errors import RunError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def trial_folder(cell: Path, number: int) -> Path:
 
 
 def write_trial(cell: Path, trial: Trial) -> None:
-    """Write what a trial is and what became of it, atomically and synced to disk."""
+    """Write what a trial is and what became of it, atomically and synced to disk, with a digest."""
     folder = trial_folder(cell, trial.number)
     folder.mkdir(parents=True, exist_ok=True)
     write_sealed(folder / "trial.json", vars(trial))
@@ -85,7 +85,7 @@ def read_trial(cell: Path, number: int) -> Trial:
 
 def read_trials(cell: Path) -> list[Trial]:
     """Every trial of a cell that was suggested, in the order of their numbers."""
-    numbers = sorted(int(path.parent.name) for path in cell.glob("trials/*/trial.json"))
+    numbers = sorted(int(path.parent.name) for path in cell.glob("trials/*/trial.json") if path.parent.name.isdecimal())
     return [read_trial(cell, number) for number in numbers]
 
 
@@ -116,7 +116,7 @@ def write_results(path: Path, rows: list[dict[str, Any]]) -> None:
     import pandas as pd
 
     with atomic_path(path) as temporary:
-        pd.DataFrame(rows).to_parquet(temporary)
+        pd.DataFrame(rows).to_parquet(temporary, engine="pyarrow", write_page_checksum=True)
 
 
 def read_results(run: Path) -> "pd.DataFrame":
@@ -125,8 +125,9 @@ def read_results(run: Path) -> "pd.DataFrame":
 
     path = run / "results.parquet"
     try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
+        ordinary(path)
+        return pd.read_parquet(path, engine="pyarrow", page_checksum_verification=True)
+    except DAMAGED as error:
         raise RunError(f"{path} cannot be read ({error}): is {run} the directory of a run?") from None
 
 

@@ -37,7 +37,8 @@ CONFIG = Config(task="digits", backbone="small_cnn", epochs=EPOCHS)
 
 
 def row(epoch: int, best: float, phase: int = 0, phases: int = 1, time: float = 0.0) -> dict[str, Any]:
-    return {"epoch": epoch, "best": best, "monitor": best, "val_loss": 1.0, "phase": phase, "phases": phases, "time": time}
+    scores = {"best": best, "monitor": best, "val_loss": 1.0}
+    return {"epoch": epoch, **scores, "phase": phase, "phases": phases, "time": time, "seconds": 1.0}
 
 
 def result(epoch: int, best: float, last: bool = False, in_last_phase: bool = True) -> dict[str, Any]:

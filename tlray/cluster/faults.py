@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tlray.cache import write_bytes
-from tlray.errors import ConfigError, NonFiniteLoss, UserError
+from tlray.errors import ConfigError, NonFiniteLoss, UserError, refusal, unwritable
 from tlray.results import BUG, CONFIGURATION, FAILED, MACHINE, USER, end_trial, read_trial, trial_folder, write_trial
 from tlray.training.checkpoint import newest_checkpoint
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 LOST_PROCESSES = 3
 """How often a training is tried again after it lost a process."""
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|_ALLOC_FAILED|std::bad_alloc", re.IGNORECASE)
 """How torch, CUDA's libraries and the allocators say it."""
 NODE_MEMORY = re.compile(r"running low on memory|OutOfMemoryError")
@@ -31,7 +30,7 @@ def cause_of(error: BaseException) -> str:
     """USER, CONFIGURATION, MACHINE or BUG, of an error that a trial's own process raised."""
     if isinstance(error, ConfigError | NonFiniteLoss) or out_of_memory(error):
         return CONFIGURATION
-    if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in UNWRITABLE):
+    if isinstance(error, UserError) or unwritable(error):
         return USER
     return MACHINE if lost_peer(error) else BUG
 
@@ -62,8 +61,8 @@ def reason_of(error: BaseException) -> str:
         return " ".join(str(error).split())
     if out_of_memory(error):
         return f"out of memory, take a smaller batch or fewer trials at once: {lines[0]}"[:300]
-    if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        return f"{error.filename or 'a file of the run'} cannot be written ({error.strerror}): make room or get permission"
+    if isinstance(error, OSError) and unwritable(error):
+        return refusal(error)
     return f"{type(error).__name__}: {lines[0]}"[:300]
 
 

@@ -94,7 +94,7 @@ def divide(
             raise RunError(f"--{name} {value} is out of range: at least 1")
     if elastic and workers < 2:
         raise RunError(f"--elastic with --workers-per-trial {workers}: there is nothing to shrink, name at least two workers")
-    if workers < 0 or (gpus is not None and gpus < 0):
+    if workers < 0 or (gpus is not None and not gpus >= 0):
         raise RunError("--workers-per-trial and --gpus-per-trial cannot be negative")
     total_cpus, total_gpus = int(has["CPU"]), has["GPU"]
     gpus = gpus if gpus is not None else (1.0 if total_gpus >= processes else 0.0)

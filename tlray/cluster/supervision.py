@@ -50,11 +50,12 @@ NODE_CHECK_SECONDS = 5.0
 class Enough(Stopper):
     """Ends the whole search where going on is of no use.
 
-    refused: whether a user has something to mend first. lost: why Ray cannot go on, once it cannot: Tune would wait for ever.
+    refused: whether a user has something to mend first. seconds: the time budget, by a clock that nobody sets; Tune's own budget goes by
+    the wall's. lost: why Ray cannot go on, once it cannot: Tune would wait for ever.
     """
 
-    def __init__(self, refused: Callable[[], object]):
-        self.refused = refused
+    def __init__(self, refused: Callable[[], object], seconds: float | None = None):
+        self.refused, self.deadline = refused, None if seconds is None else time.monotonic() + seconds
         self.lost: RunError | None = None
         self._node, self._checked = ray.get_runtime_context().get_node_id(), time.monotonic()
 
@@ -63,14 +64,15 @@ class Enough(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Whether a user has something to mend or has asked to stop, or the driver's own node is gone."""
+        """Whether the time is over, a user has something to mend or has asked to stop, or the driver's own node is gone."""
         if time.monotonic() - self._checked > NODE_CHECK_SECONDS:
             self._checked = time.monotonic()
             if not any(node["NodeID"] == self._node and node["Alive"] for node in ray.nodes()):
                 self.lost = RunError(
                     "Ray has lost the node that this command runs on: the same command with --resume goes on in another Ray"
                 )
-        return bool(self.refused() or self.lost) or interrupts.asked.is_set()
+        over = self.deadline is not None and time.monotonic() >= self.deadline
+        return over or bool(self.refused() or self.lost) or interrupts.asked.is_set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

@@ -3,7 +3,8 @@
 import contextlib
 import ctypes
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from tlray.cluster.interrupts import leaving_when_told
 from tlray.cluster.monitoring import TrialGauges
 from tlray.cluster.resources import Resources
 from tlray.config import Config
-from tlray.errors import NonFiniteLoss
+from tlray.errors import NonFiniteLoss, refusal, unwritable
 from tlray.results import CONFIGURATION, FINISHED, NONFINITE, end_trial, read_trial, trial_folder
 from tlray.training.checkpoint import newest_checkpoint, save_checkpoint
 from tlray.training.fit import chance_level, fit
 
 log = logging.getLogger(__name__)
+REFUSED = "refused"
+"""Key of a report by which a trial tells the driver, in a sentence, that it could not write."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +90,33 @@ def in_process(job: Job) -> Callable[[dict[str, Any]], None]:
             return  # Tune starts it again after any loss of its process, also after the last one that it may have
         _limit_gpu_memory(job.resources.gpus)
         try:
-            train(job, number, Config(**known.config), tune.report)
-        except Exception as error:
-            fail(job, number, error)
+            with telling_refusal(tune.report), failing(job, number):
+                train(job, number, Config(**known.config), tune.report)
         finally:
             _give_back_memory()
 
     trial.__name__ = trial.__qualname__ = job.label
     return trial
+
+
+@contextlib.contextmanager
+def failing(job: Job, number: int) -> Iterator[None]:
+    """End a trial as failed by whatever is raised."""
+    try:
+        yield
+    except Exception as error:
+        fail(job, number, error)
+
+
+@contextlib.contextmanager
+def telling_refusal(report: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Tell the driver when not even a trial's end can be written: then the trial stays as it is, to be resumed when there is room."""
+    try:
+        yield
+    except OSError as error:
+        if not unwritable(error):
+            raise
+        report({REFUSED: refusal(error), "best": math.nan})  # Tune insists on the metric
 
 
 def _give_back_memory() -> None:
@@ -136,6 +158,7 @@ def distributed(job: Job) -> Callable[[dict[str, Any]], None]:
     """A Tune function that drives a TorchTrainer; it does no work itself and needs no CPU."""
 
     def trial(config: dict[str, Any]) -> None:
+        from ray import tune
         from ray.tune.integration.ray_train import TuneReportCallback
 
         from tlray.cluster.distributed import WorkerLosses, torch_trainer
@@ -143,12 +166,10 @@ def distributed(job: Job) -> Callable[[dict[str, Any]], None]:
         number = config["number"]
         if read_trial(job.cell, number).ended:
             return
-        try:
+        with telling_refusal(tune.report), failing(job, number):
             name, settings = f"{job.label}-{number:04d}", {"job": job, "number": number}
             callbacks = [TuneReportCallback(), WorkerLosses(job, number)]
             torch_trainer(worker, settings, name, job.cell / "ray", job.resources, callbacks).fit()
-        except Exception as error:
-            fail(job, number, error)
 
     trial.__name__ = trial.__qualname__ = job.label
     return trial

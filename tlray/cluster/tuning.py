@@ -3,11 +3,13 @@
 Nothing of Tune's own state is read after a resume: the study, the rungs and the queue are rebuilt from the trials' files.
 """
 
+import contextlib
+import itertools
 import logging
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -20,9 +22,9 @@ from tlray.cluster.faults import LOST_PROCESSES
 from tlray.cluster.monitoring import cell_gauges
 from tlray.cluster.sampler import Sampler
 from tlray.cluster.supervision import Enough, Losses, heeding
-from tlray.cluster.trial import Job, distributed, in_process
+from tlray.cluster.trial import REFUSED, Job, distributed, in_process
 from tlray.config import Config
-from tlray.errors import RunError
+from tlray.errors import RunError, refusal, unwritable
 from tlray.results import (
     RUNNING,
     STOPPED,
@@ -55,7 +57,8 @@ class Book:
 
     keep_best: keep the best epoch's checkpoint of every trial (each is evaluated later), not of the best trial alone. stopped: the epoch
     with which a trial that was stopped ends; the workers of a TorchTrainer do not wait for the verdict and may be further by then.
-    refused: what a user has to mend before any trial can go on; the search ends with it.
+    done: trials whose checkpoints have been looked through for the last time. refused: what a user has to mend before any trial can go on;
+    the search ends with it.
     """
 
     job: Job
@@ -64,7 +67,7 @@ class Book:
     keep_best: bool = False
     trials: dict[int, Trial] = field(default_factory=dict)
     stopped: dict[int, int] = field(default_factory=dict)
-    thinned: set[int] = field(default_factory=set)
+    done: set[int] = field(default_factory=set)
     refused: RunError | None = None
 
     def open(self) -> None:
@@ -81,8 +84,19 @@ class Book:
 
     def begin(self, number: int, config: Config, arm: str = "") -> None:
         """Note that a trial was suggested."""
-        self.trials[number] = Trial(number, config.to_dict(), arm=arm)
-        write_trial(self.job.cell, self.trials[number])
+        trial = Trial(number, config.to_dict(), arm=arm)
+        write_trial(self.job.cell, trial)
+        self.trials[number] = trial
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep what the system says when it refuses to write, for the search to end with: Tune would try on."""
+        try:
+            yield
+        except OSError as error:
+            if not unwritable(error):
+                raise
+            self.refused = self.refused or RunError(refusal(error, self.job.cell))
 
     def end(self, number: int, reason: str = "behind the others at its rung") -> None:
         """Note what became of a trial that Tune has let go of; one that was cut off, or that Tune has given up, stays running."""
@@ -105,18 +119,21 @@ class Book:
             self._thin()
             return
         best = winner([trial for trial in self.trials.values() if trial.ended], self.minimise)
-        for number, trial in self.trials.items():
-            if trial.ended and number != keep and (best is None or number != best[0].number):
-                for _, path in found(trial_folder(self.job.cell, number) / "checkpoints"):
-                    path.unlink(missing_ok=True)
+        for number in self._ended_anew() - {keep, best and best[0].number}:
+            for _, path in found(trial_folder(self.job.cell, number) / "checkpoints"):
+                path.unlink(missing_ok=True)
+            self.done.add(number)
+
+    def _ended_anew(self) -> set[int]:
+        """Trials that have ended and whose checkpoints have not been looked through: few, however many have ended."""
+        return {number for number, trial in self.trials.items() if trial.ended} - self.done
 
     def _thin(self) -> None:
-        for number, trial in self.trials.items():
-            row = trial.best_row(self.minimise) if trial.ended else None
-            folder = trial_folder(self.job.cell, number) / "checkpoints"
-            if row and number not in self.thinned and any(epoch == row["epoch"] for epoch, _ in found(folder)):
+        for number in self._ended_anew():
+            row, folder = self.trials[number].best_row(self.minimise), trial_folder(self.job.cell, number) / "checkpoints"
+            if row and any(epoch == row["epoch"] for epoch, _ in found(folder)):
                 thin(folder, row["epoch"])
-                self.thinned.add(number)
+                self.done.add(number)
 
     def show(self) -> None:
         """Set the gauges."""
@@ -139,12 +156,15 @@ class Queue(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
         """The number of the next trial; its configuration stands in its file."""
-        if not self.waiting:
+        if not self.waiting or self.book.refused:
             return Searcher.FINISHED
         number = self.waiting.pop(0)
         if number not in self.book.trials:
             known = [self.book.trials[each] for each in sorted(self.book.trials)]
-            self.book.begin(number, *self.propose(number, known))
+            with self.book.writing():
+                self.book.begin(number, *self.propose(number, known))
+        if self.book.refused:
+            return Searcher.FINISHED
         self.numbers[trial_id] = number
         if self.book.listener:
             self.book.listener.trial_started(self.book.job.cell.name, self.book.trials[number])
@@ -152,13 +172,16 @@ class Queue(Searcher):
         return {"number": number}
 
     def on_trial_result(self, trial_id: str, result: dict) -> None:
+        if REFUSED in result:
+            self.book.refused = self.book.refused or RunError(result[REFUSED])
         if self.book.listener and "epoch" in result:
             self.book.listener.epoch_ended(self.book.job.cell.name, self.numbers[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         number = self.numbers[trial_id]
-        self.book.end(number)
-        if error and not self.book.trials[number].ended:
+        with self.book.writing():
+            self.book.end(number)
+        if error and not self.book.trials[number].ended and not self.book.refused:
             self.waiting.insert(0, number)  # Tune gives up where a process dies between two trials; `lost` says when it is enough
             self.given_up = True
 
@@ -203,8 +226,14 @@ class FairASHA(ASHAScheduler):
         return decision if number >= self.immune and result["in_last_phase"] and not ends else TrialScheduler.CONTINUE
 
     def replay(self) -> set[int]:
-        """Record what the trials of an earlier driver reported, in the order of time; numbers that it had still to stop, noted as such."""
-        rows = [(row["time"], number, row) for number, trial in self.book.trials.items() for row in trial.history]
+        """Record what the trials of an earlier driver reported, in the order of time; numbers that it had still to stop, noted as such.
+
+        Clocks of several nodes differ, and may be set back: a trial's epochs keep their order all the same.
+        """
+        rows = []
+        for number, trial in self.book.trials.items():
+            times = itertools.accumulate((row["time"] for row in trial.history), max)
+            rows += [(moment, number, row) for moment, row in zip(times, trial.history, strict=True)]
         behind = set()
         for _, number, row in sorted(rows, key=lambda each: each[:2]):
             if number in behind:
@@ -238,26 +267,27 @@ class FairASHA(ASHAScheduler):
         return {}
 
 
-def _run(job: Job, queue: Queue, scheduler: TrialScheduler, seconds: float | None) -> None:
+def _run(queue: Queue, scheduler: TrialScheduler, seconds: float | None) -> None:
     """Let Tune run what the queue hands out. Its own files are of no further use; while it runs every node must see them.
 
     Raises KeyboardInterrupt after Ctrl-C or SIGTERM, once Tune has let go of its trials, and RunError where a user has something to mend
     or Ray is gone.
     """
+    job = queue.book.job
     inside = job.resources.workers == 0
     asked = {"CPU": job.resources.cpus} | ({"GPU": job.resources.gpus} if job.resources.gpus else {})
     failures = tune.FailureConfig(max_failures=LOST_PROCESSES + 1)  # `lost` ends a trial before Tune does
     driver = {"node:__internal_head__": 0.001}  # no CPU, and on the node that does not go away
     trainable = heeding(tune.with_resources(in_process(job), asked)) if inside else tune.with_resources(distributed(job), driver)
     (job.cell / "ray").mkdir(parents=True, exist_ok=True)
-    enough = Enough(lambda: queue.book.refused)
+    enough = Enough(lambda: queue.book.refused, seconds)
     own = tempfile.TemporaryDirectory(prefix="tune-", dir=job.cell / "ray", ignore_cleanup_errors=True)
     with interrupts.handled(), interrupts.patient(), own as folder:
         tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
                 num_samples=len(queue.waiting) * (LOST_PROCESSES + 2), search_alg=queue, scheduler=scheduler,
-                max_concurrent_trials=job.resources.concurrent, time_budget_s=seconds, reuse_actors=inside,
+                max_concurrent_trials=job.resources.concurrent, reuse_actors=inside,
             ),
             run_config=tune.RunConfig(
                 name=job.run, storage_path=folder, verbose=0, failure_config=failures,
@@ -272,7 +302,7 @@ def search(book: Book, sampler: Sampler, seconds: float | None = None) -> list[T
     """Search one cell until `sampler.trials` trials have ended, or the time is over; its trials in the order of their numbers.
 
     Takes up what an earlier call on the same folder left. Raises KeyboardInterrupt when it was interrupted, RunError at once when a
-    trial found something that the user has to mend.
+    trial found something that the user has to mend, also a disk without room; the trials that ran then can be resumed.
     """
     book.open()
     scheduler = FairASHA(book, len(sampler.first), sampler.base.epochs)
@@ -294,7 +324,7 @@ def _finish(book: Book, queue: Queue, scheduler: TrialScheduler, seconds: float 
     left = seconds
     while queue.waiting and (left is None or left > 0):
         queue.given_up = False
-        _run(book.job, queue, scheduler, left)
+        _run(queue, scheduler, left)
         left = None if seconds is None else seconds - (time.monotonic() - started)
         if not queue.given_up:  # after Tune had asked for the last time
             break

@@ -1,12 +1,13 @@
 """`folder:DIR`, the user's own image files: `train|val|test/class/*.png|jpg`, or `class/*.png|jpg` split by tlray."""
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tlray.cache import digest
+from tlray.cache import digest, ordinary
 from tlray.data.images import read_pixels
 from tlray.data.npz import short_name
 from tlray.data.raw import Raw, RawSplit, Source
@@ -62,6 +63,8 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     found = {}
     for each in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         files = sorted(path for path in each.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+        if files and not each.name.isprintable():
+            raise DataError(f"{folder}: the class folder {each.name!r} has letters that cannot be printed: rename it")
         if files:
             found[each.name] = files
     return found
@@ -82,9 +85,10 @@ def _load(root: Path, layout: dict[str, dict[str, list[Path]]]) -> Raw:
 def _groups(root: Path) -> dict[str, int] | None:
     """Path relative to `root` -> number of its group, from `groups.csv`."""
     path = root / GROUPS
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
+        ordinary(path)
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.reader(file))
     except (OSError, ValueError, csv.Error) as error:

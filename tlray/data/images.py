@@ -1,11 +1,11 @@
 """Reading image files and resizing batches of images."""
 
-import struct
 import warnings
 from pathlib import Path
 
 import numpy as np
 
+from tlray.cache import DAMAGED, ordinary
 from tlray.errors import DataError
 
 RESAMPLING = "bilinear, antialiased, to a square"
@@ -29,6 +29,7 @@ def read_pixels(path: str | Path) -> np.ndarray:
     from PIL import Image, ImageOps
 
     try:
+        ordinary(path)
         with (
             warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
             Image.open(path, formats=("PNG", "JPEG")) as file,
@@ -39,7 +40,7 @@ def read_pixels(path: str | Path) -> np.ndarray:
             pixels = np.asarray(ImageOps.exif_transpose(file).convert("L" if grey else "RGB"))
     except FileNotFoundError:
         raise DataError(f"there is no image file {path}") from None
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+    except (*DAMAGED, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as a PNG or JPEG image: {str(error).rstrip('.')}") from None
     return pixels[..., 0] if pixels.ndim == 3 and (pixels == pixels[..., :1]).all() else pixels
 

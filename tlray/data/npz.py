@@ -1,14 +1,13 @@
 """`npz:FILE`, the user's own images in MedMNIST's layout; also reads the official files, which have the same."""
 
 import functools
+import os
 import re
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from tlray.cache import file_digest
+from tlray.cache import DAMAGED, file_digest
 from tlray.data.images import narrow
 from tlray.data.raw import Raw, RawSplit, Source
 from tlray.errors import DataError
@@ -22,7 +21,7 @@ def open_file(text: str) -> Source:
     Raises DataError when there is no such file.
     """
     path = Path(text).expanduser()
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"npz:{text}: there is no file {path}")
     key = _content(path)
     return Source(key, short_name(path.stem, key), lambda: _load(path, key))
@@ -86,7 +85,7 @@ def read_npz(path: Path) -> dict[str, RawSplit]:
             grouped = [split for split in SPLITS if f"{split}_groups" in file.files]
             members = {split: _member(path, file, f"{split}_groups") for split in grouped}
             groups = _groups(path, members, {split: len(images[split]) for split in SPLITS})
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, zlib.error) as error:
+    except DAMAGED as error:
         raise DataError(f"{path} is no whole npz file ({str(error).split('.')[0].lower()}): copy or download it again") from None
     if len({label.shape[1:] for label in labels.values()}) > 1:
         raise DataError(f"{path}: train, val and test labels differ in their number of columns")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tlray.cache import array_digest, digest, write_json
+from tlray.cache import array_digest, digest, map_new, save_array, write_json
 from tlray.data.audit import audit, pixel_hashes
 from tlray.data.images import RESAMPLING, resize
 from tlray.data.raw import Raw, RawSplit, Source
@@ -34,9 +34,9 @@ def prepare(source: Source, size: int, folder: Path) -> None:
     prints = {}
     for name in NAMES:
         images = _write_images(folder / f"{name}_images.npy", raw.splits[name].images, channels, size)
-        np.save(folder / f"{name}_labels.npy", labels[name])
+        save_array(folder / f"{name}_labels.npy", labels[name])
         if (group := groups[name]) is not None:
-            np.save(folder / f"{name}_groups.npy", group)
+            save_array(folder / f"{name}_groups.npy", group)
         prints[name] = digest(*[None if array is None else array_digest(array) for array in (images, labels[name], groups[name])])
     write_json(folder / "meta.json", {
         "name": source.name, "kind": raw.kind, "classes": raw.classes, "channels": channels, "size": size,
@@ -127,7 +127,7 @@ def _int64(groups: np.ndarray | None) -> np.ndarray | None:
 
 def _write_images(path: Path, images: np.ndarray | Sequence[np.ndarray], channels: int, size: int) -> np.ndarray:
     """Write `[N, H, W]` or `[N, H, W, 3]` as uint8 [N, C, size, size]; returns the memory-mapped array."""
-    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(images), channels, size, size))
+    out = map_new(path, np.uint8, (len(images), channels, size, size))
     if isinstance(images, np.ndarray):
         rows = max(1, (1 << 26) // max(1, images[:1].size))
         for start in range(0, len(images), rows):

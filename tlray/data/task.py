@@ -1,16 +1,15 @@
 """A task is a prepared data set without its test split: the one thing that training sees of the data."""
 
 import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tlray.cache import Places, build_once
+from tlray.cache import DAMAGED, Places, build_once, read_json
 from tlray.data.raw import Raw, RawSplit, Source, prepared_folder
-from tlray.errors import DataError
+from tlray.errors import DataError, refusal, unwritable
 from tlray.registry import TASKS
 
 __all__ = ["Raw", "RawSplit", "Source", "Split", "Task", "available", "open_split", "open_task"]
@@ -64,6 +63,8 @@ def open_task(spec: str, size: int, places: Places) -> Task:
         try:
             build_once(folder, lambda temporary: prepare(source, size, temporary))
         except OSError as error:
+            if unwritable(error):
+                raise DataError(f"{spec} cannot be prepared: {refusal(error, folder)}") from None
             raise DataError(f"{spec} cannot be prepared in {folder}: {error}") from None
     return _read(spec, folder)
 
@@ -102,9 +103,9 @@ def _source(spec: str, size: int, places: Places) -> Source:
 @functools.lru_cache(maxsize=64)
 def _read(spec: str, folder: Path) -> Task:
     try:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = read_json(folder / "meta.json")
         train, val = open_split(folder, "train"), open_split(folder, "val")
-    except (OSError, ValueError) as error:
+        return Task(meta["name"], spec, meta["kind"], tuple(meta["classes"]), meta["channels"], meta["size"],
+                    train, val, meta["source"], meta["audit"], meta["fingerprint"], folder)  # fmt: skip
+    except DAMAGED as error:
         raise DataError(f"the prepared arrays in {folder} are damaged ({error}): delete that folder to have them made anew") from None
-    return Task(meta["name"], spec, meta["kind"], tuple(meta["classes"]), meta["channels"], meta["size"],
-                train, val, meta["source"], meta["audit"], meta["fingerprint"], folder)  # fmt: skip

@@ -1,6 +1,6 @@
 """A delivered model: read from its folder without unpickling anything, checked, ready to predict."""
 
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tlray.cache import file_digest
-from tlray.errors import DataError, RunError, WeightsError
+from tlray.cache import file_digest, read_json
+from tlray.config import Config
+from tlray.errors import ConfigError, DataError, RunError, WeightsError
 from tlray.models.classifier import Classifier, build_classifier
 from tlray.models.kinds import KINDS
 from tlray.models.weights import read_tensors
@@ -22,6 +23,7 @@ BATCH = 512
 FIELDS: dict[str, Any] = {
     "format": int, "task": str, "kind": str, "classes": list, "channels": int, "size": int, "backbone": str, "mean": list,
     "std": list, "dropout": (int, float), "temperature": (int, float), "threshold": (int, float, list, type(None)), "sha256": str,
+    "data": dict,
 }  # fmt: skip
 """What `config.json` must have, and of which type."""
 
@@ -102,6 +104,8 @@ def load_model(folder: str | Path) -> Model:
             raise RunError(f"{folder / 'config.json'} is damaged, it has no usable {name}: deliver the model anew")
     if config["format"] != FORMAT or config["kind"] not in KINDS:
         raise RunError(f"{folder} was made by another version of tlray (format {config['format']}): this one reads format {FORMAT}")
+    if unfit := _unfit(config):
+        raise RunError(f"{folder / 'config.json'} is damaged, its {unfit} cannot be: deliver the model anew")
     path = folder / "model.safetensors"
     if not path.is_file():
         raise RunError(f"{folder} holds no model.safetensors: name the folder of a whole model")
@@ -125,9 +129,37 @@ def load_model(folder: str | Path) -> Model:
     return Model(network.eval().requires_grad_(False), config, metrics, folder)
 
 
+def _unfit(config: dict[str, Any]) -> str | None:
+    """The first entry that no model can have, None where all are sound."""
+    classes, channels, threshold = config["classes"], config["channels"], config["threshold"]
+    try:
+        Config(backbone=config["backbone"], size=config["size"], dropout=config["dropout"])
+    except ConfigError as error:
+        return str(error)
+    if len(classes) < 2 - (config["kind"] == "multilabel") or not all(isinstance(name, str) for name in classes):
+        return "classes"
+    if len(set(classes)) < len(classes) or (config["kind"] == "binary" and len(classes) != 2):
+        return "classes"
+    if channels not in (1, 3) or not 0 < config["temperature"] < math.inf:
+        return "channels or temperature"
+    for name in ("mean", "std"):
+        values = config[name]
+        if len(values) not in (1, channels) or not all(_finite(each) and (name == "mean" or each > 0) for each in values):
+            return name
+    several = config["kind"] == "multilabel"
+    thresholds = threshold if isinstance(threshold, list) else [threshold]
+    if threshold is not None and not (isinstance(threshold, list) == several and all(map(_finite, thresholds))):
+        return "threshold"
+    return "threshold" if several and threshold is not None and len(threshold) != len(classes) else None
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except FileNotFoundError as error:
         raise RunError(f"there is no {path}: name the folder of a model, RUN/<task>-<backbone>/model") from error
     except (OSError, ValueError) as error:

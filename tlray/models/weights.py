@@ -3,7 +3,6 @@
 Weights that come from pretraining on a data set are made and found by `tlray.training.pretrain`; they are Encoders too.
 """
 
-import errno
 import functools
 import json
 import pickle
@@ -18,11 +17,11 @@ import numpy as np
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torchvision import models
 
-from tlray.cache import Places, array_digest, atomic_path, digest, file_digest
+from tlray.cache import Places, array_digest, digest, file_digest, ordinary, write_bytes
 from tlray.errors import WeightsError
 from tlray.models.autoencoder import Network
 from tlray.models.backbones import Backbone, build_backbone
@@ -66,8 +65,7 @@ def open_weights(weights: str, backbone: str, channels: int, places: Places) -> 
         return None
     path = _imagenet_file(backbone, places) if weights == "imagenet" else Path(weights).expanduser()
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        ordinary(path)
         stat = path.stat()
         path.open("rb").close()
     except OSError as error:
@@ -120,8 +118,7 @@ def save_weights(path: str | Path, model: Network, metadata: dict[str, Any], wit
     # str() of a float32 is the shortest text that gives it back: .485, not .48500001431
     normalisation = {name: [float(str(each)) for each in getattr(model, name).float().numpy(force=True)] for name in ("mean", "std")}
     text = json.dumps({**metadata, "backbone": model.backbone.name, **normalisation})
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"tlray": text})
+    write_bytes(path, save(tensors, metadata={"tlray": text}))  # its save_file says in no OSError that a disk is full
 
 
 def imagenet_available(backbone: str, places: Places) -> str | None:
@@ -229,7 +226,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise WeightsError(
             f"{path} holds more than tensors, or is damaged, and is not unpickled: save the model's state_dict() alone"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # what torch's reader raises over spoilt bytes is written down nowhere
         raise WeightsError(f"weights {path} are damaged or no torch file of tensors: get the file anew") from error
     return _unwrapped(path, value), {}
 

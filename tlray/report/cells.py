@@ -1,12 +1,12 @@
 """What the page shows of one cell (a task with a backbone): read from the run directory, turned into pictures and sentences."""
 
 import shlex
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tlray.cache import DAMAGED, ordinary
 from tlray.errors import RunError
 from tlray.report import diagnosis, plots
 from tlray.report.importance import importance
@@ -22,9 +22,10 @@ def read_predictions(path: Path) -> dict[str, np.ndarray]:
     Raises RunError when the file is damaged or lacks an array.
     """
     try:
+        ordinary(path)
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in PREDICTIONS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise RunError(f"{path} cannot be read ({error}): the run directory is damaged, run the search anew") from error
 
 

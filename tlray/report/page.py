@@ -12,7 +12,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from tlray.cache import write_bytes
+from tlray.cache import DAMAGED, ordinary, write_bytes
 from tlray.errors import RunError
 from tlray.report.arms import comparison_view
 from tlray.report.cells import cell_view
@@ -40,6 +40,7 @@ CELL = {
     "seeds": (dict, _MAYBE), "trials": dict, "epochs": int, "seconds": _NUMBER, "model": (dict, _MAYBE),
 }  # fmt: skip
 WINNER = {"trial": int, "epoch": int, "config": dict, "monitor": _NUMBER}
+KNOBS = {"unfreeze": str, "lr": _NUMBER}
 COMPARISON = {
     "title": str, "question": str, "monitor": str, "minimise": bool, "metrics": list, "seeds": list, "folds": (int, _MAYBE),
     "tasks": dict, "chosen": dict, "arms": list,
@@ -74,12 +75,18 @@ def write_report(run: Path) -> Path:
     summary, rows = read_summary(run), read_results(run)
     check_summary(run / "summary.json", summary)
     ledger = read_ledger(run / "test_ledger.jsonl")
-    page, pictures = _render(run, summary, _complete(rows), ledger)
+    try:
+        page, pictures = _render(run, summary, _complete(rows), ledger)
+    except (*DAMAGED, jinja2.TemplateError) as error:
+        raise RunError(
+            f"no page can be made of {run}, what stands in its summary.json and in its tables does not fit together "
+            f"({type(error).__name__}: {error}): resume the run or run it anew"
+        ) from error
     try:
         for name, svg in pictures.items():
             (run / "pictures").mkdir(exist_ok=True)
-            write_bytes(run / "pictures" / f"report-{name}.svg", standalone(svg).encode())
-        write_bytes(run / "report.html", page.encode())
+            write_bytes(run / "pictures" / f"report-{name}.svg", standalone(svg).encode(errors="backslashreplace"))
+        write_bytes(run / "report.html", page.encode(errors="backslashreplace"))
     except OSError as error:
         place = error.filename or run / "report.html"
         raise RunError(f"{place} cannot be written ({error.strerror}): make room or get permission") from error
@@ -106,8 +113,11 @@ def _parts(summary: Any) -> Iterator[Part]:
     yield "", summary, SUMMARY
     for index, cell in enumerate(summary["cells"]):
         yield f"cells[{index}].", cell, CELL
-        if cell.get("winner"):
+        if cell["winner"]:
             yield f"cells[{index}].winner.", cell["winner"], WINNER
+            yield f"cells[{index}].winner.config.", cell["winner"]["config"], KNOBS
+        for part, wanted in (("test", NOISE), ("seeds", MEAN)):
+            yield from ((f"cells[{index}].{part}.{name}.", each, wanted) for name, each in (cell[part] or {}).items())
     if summary["kind"] != "compare":
         return
     yield "", {"pictures": [], **summary}, {"pictures": (list, _MAYBE)}
@@ -194,8 +204,9 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
+        ordinary(path)
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read ({error}): remove the line that is no JSON") from error
 
 

@@ -1,7 +1,6 @@
 """What a comparison measures of each training: probabilities on training, validation and test images, and what it cost."""
 
 import io
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tlray.cache import Places, write_bytes
+from tlray.cache import DAMAGED, Places, write_bytes
 from tlray.data.held_out import open_test
 from tlray.data.loader import mix
 from tlray.data.task import Split, Task
@@ -128,7 +127,7 @@ def _read(file: Path) -> Scored:
         probabilities = {name: arrays[f"{name}_probabilities"].astype(np.float64) for name in SPLITS}
         labels = {name: arrays[f"{name}_labels"] for name in SPLITS}
         return Scored(str(arrays["kind"]), probabilities, labels, arrays.get("test_groups"), facts)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise RunError(f"{file} is damaged ({error}): remove it and resume, it is made anew") from None
 
 

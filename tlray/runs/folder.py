@@ -1,10 +1,12 @@
 """A run's directory: made, locked, taken up again; what stands in it at the end; weights that must be there before its trials."""
 
 import contextlib
-import errno
 import json
+import os
 import platform
+import re
 import shlex
+import shutil
 import sys
 import tempfile
 import time
@@ -22,8 +24,8 @@ import tlray
 from tlray.cache import Places, read_sealed, write_bytes, write_sealed
 from tlray.cluster.resources import Resources, cluster, divide, machine
 from tlray.config import Config
-from tlray.errors import Interrupted, RunError
-from tlray.report.page import write_report
+from tlray.errors import Interrupted, RunError, refusal, unwritable
+from tlray.report.page import check_summary, write_report
 from tlray.report.style import standalone
 from tlray.results import read_summary, write_results
 from tlray.runs.claims import Claim
@@ -31,8 +33,9 @@ from tlray.training.pretrain import missing_pretraining
 from tlray.training.setup import available_threads
 
 PACKAGES = ("ray", "torch", "torchvision", "optuna", "medmnist", "scikit-learn", "numpy")
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG}
-"""What the system says when a place cannot be written."""
+
+BEGUN = re.compile(r"\.lock$|\.run\.json\.")
+"""What is left of a run that was killed before anything was asked of it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def check_folder(folder: Path, resume: bool) -> None:
     """Raise RunError when a run directory exists without `resume`, or with it does not, or cannot be made; leaves nothing behind."""
     if resume and not (folder / "run.json").is_file():
         raise RunError(f"{folder} is no run that could be resumed: check --storage and --name, or leave out --resume")
-    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not resume and folder.exists() and (not folder.is_dir() or not all(map(BEGUN.match, os.listdir(folder)))):
         raise RunError(f"{folder} exists already: give another --name, or --resume to take it up")
     above = next(each for each in [folder, *folder.parents] if each.exists())
     try:
@@ -99,9 +102,12 @@ def opened(folder: Path, asked: dict[str, Any], resume: bool) -> Iterator[None]:
     except Timeout:
         raise RunError(f"{folder} is in use by another process: wait for it, or give another --name") from None
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if not unwritable(error):
             raise
-        raise RunError(f"{error.filename or folder} cannot be written ({error.strerror or error}): make room or get permission") from error
+        if not (folder / "run.json").is_file():
+            shutil.rmtree(folder, ignore_errors=True)  # nothing was begun: the same command may have the name when there is room
+            raise RunError(refusal(error, folder)) from error
+        raise RunError(f"{refusal(error, folder)}, and the same command with --resume goes on") from error
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
@@ -109,6 +115,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
     if not (folder / "summary.json").is_file():
         return None
     summary = read_summary(folder)
+    check_summary(folder / "summary.json", summary)
     return None if summary["partial"] else summary
 
 

@@ -1,13 +1,12 @@
 """A search: every cell's trials on Ray, its winner by validation, its test figures, its model."""
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tlray.cache import read_sealed, write_sealed
+from tlray.cache import read_json, read_sealed, write_sealed
 from tlray.cluster.sampler import Sampler
 from tlray.cluster.trial import Job
 from tlray.data.loader import mix
@@ -166,5 +165,5 @@ def _partial_entry(cell: Cell, run: Run) -> dict[str, Any]:
 
 
 def _model_facts(folder: Path) -> dict[str, Any]:
-    metrics = json.loads((folder / "model" / "metrics.json").read_text())
+    metrics = read_json(folder / "model" / "metrics.json")
     return {name: metrics[name] for name in ("parameters", "megabytes", "ms_per_image")}

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from tlray.cache import finite, write_bytes
+from tlray.cache import finite, ordinary, write_bytes
 from tlray.errors import RunError
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint. Raises RunError when its content is not what was written."""
     match = NAME.fullmatch(path.name)
     try:
+        ordinary(path)
         if not match or hashlib.sha256(path.read_bytes()).hexdigest()[:16] != match[2]:
             raise RunError(f"{path} is damaged: its content does not match the digest in its name")
         with safe_open(path, framework="pt") as file:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tlray.cache import digest
+from tlray.cache import digest, read_json
 from tlray.errors import ConfigError
 
 BUDGET_GIB = 8.0
@@ -48,8 +48,8 @@ def _unfinished(run: Path) -> bool:
     if not run.is_dir():
         return False
     try:
-        return bool(json.loads((run / "summary.json").read_text())["partial"])
-    except (OSError, ValueError, KeyError):
+        return bool(read_json(run / "summary.json")["partial"])
+    except (OSError, ValueError, LookupError, TypeError):
         return True
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from tlray.cache import Places, build_once, digest
+from tlray.cache import Places, build_once, digest, map_new
 from tlray.data.task import Split
 from tlray.errors import ConfigError, DataError
 from tlray.models.backbones import build_backbone
@@ -128,7 +128,7 @@ def extract(frozen: Frozen, split: Split, rows: np.ndarray | None, out: Path) ->
     kind, dtype = (np.float64, torch.float64) if frozen.precision == "float64" else (np.float32, torch.float32)
     shape = prefix.shape if prefix.pooled else (*prefix.shape[1:], prefix.shape[0])
     numbers = np.arange(len(split)) if rows is None else rows
-    found = np.lib.format.open_memmap(out, mode="w+", dtype=kind, shape=(len(numbers), *shape))
+    found = map_new(out, kind, (len(numbers), *shape))
 
     @torch.no_grad()
     def batch(start: int) -> None:
