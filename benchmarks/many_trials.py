@@ -97,7 +97,8 @@ def search(work: Path, trials: int) -> tuple[Seen, Path]:
     """Run the main job and look at it until it ends; what was seen, and the run's directory."""
     command = [
         sys.executable, str(HERE.parent / "experiments" / "tune_backbones.py"), "--tasks", "breastmnist", "--backbones", "mobilenet_v2",
-        "--weights", str(WEIGHTS), "--set", "unfreeze=head", "--set", "augment=none", "--trials", str(trials), "--epochs", "4", "--concurrent", "2",
+        "--weights", str(WEIGHTS), "--set", "unfreeze=head", "--set", "augment=none",
+        "--trials", str(trials), "--epochs", "4", "--concurrent", "2",
         "--data", str(SHARED / "data"), "--offline", "--storage", str(work), "--name", "many",
     ]  # fmt: skip
     run, seen, started = work / "many", Seen(), time.monotonic()
