@@ -131,7 +131,7 @@ def run_command(command: Callable[[], int]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be of the terminal's letters
     try:
-        with handled():
+        with handled(last=True):
             status = command()
         sys.stdout.flush()  # a closed pipe is noticed here, not at the interpreter's end
         return status

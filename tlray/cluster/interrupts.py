@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -40,10 +41,11 @@ def install() -> bool:
 
 
 @contextlib.contextmanager
-def handled() -> Iterator[None]:
+def handled(last: bool = False) -> Iterator[None]:
     """For the length of the block the first signal raises KeyboardInterrupt, or asks who is `patient`, and the second ends the process.
 
-    Nothing in a thread, which gets no signals, nor in another such block.
+    Nothing in a thread, which gets no signals, nor in another such block. last: the process ends with the block, so that after a first
+    signal all stays as it is: Ray takes some seconds to shut down, which a second one shall cut short too.
     """
     if _installed.is_set() or threading.current_thread() is not threading.main_thread():
         yield
@@ -61,14 +63,15 @@ def handled() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-        signal.set_wakeup_fd(wakeup)
-        _installed.clear()
-        asked.clear()
-        os.close(writer)
-        watcher.join()
-        os.close(reader)
+        if not (last and asked.is_set()):
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+            signal.set_wakeup_fd(wakeup)
+            _installed.clear()
+            asked.clear()
+            os.close(writer)
+            watcher.join()
+            os.close(reader)
 
 
 def _watch(reader: int) -> None:
@@ -82,7 +85,22 @@ def _watch(reader: int) -> None:
             os.write(2, STOPPING)
         elif time.monotonic() - first > TOGETHER:
             os.write(2, LEAVING)
+            for process in descendants(os.getpid()):  # a Ray of our own above all, whose agents outlive it by minutes
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
             os._exit(STATUS)
+
+
+def descendants(process: int) -> list[int]:
+    """The processes that a process has started, and those that they have; none where the system has no /proc."""
+    parents = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            parents[int(file.parent.name)] = int(file.read_text().rpartition(")")[2].split()[1])
+    found = [process]
+    for each in found:
+        found += [child for child, parent in parents.items() if parent == each]
+    return found[1:]
 
 
 @contextlib.contextmanager
