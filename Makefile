@@ -41,8 +41,10 @@ format: env
 env: .venv/.stamp
 
 # One pip command, so that torch and torchvision are resolved together. The stamp comes last: an interrupted install is taken up again.
-.venv/.stamp: pyproject.toml constraints.txt
+.venv/.stamp: pyproject.toml constraints.txt tests/s3-server.txt
 	@python=$$(.ci/find-python "$(PYTHON)") && { $(BIN)/python -m pip --version >/dev/null 2>&1 || "$$python" -m venv .venv; }
 	@echo "Installing into .venv (about 7 GB with torch's CUDA libraries; some minutes the first time)."
 	@$(BIN)/python -m pip install $(if $(MAKE_TERMOUT),,--quiet) --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m venv .venv/s3-server
+	@.venv/s3-server/bin/python -m pip install $(if $(MAKE_TERMOUT),,--quiet) --disable-pip-version-check -r tests/s3-server.txt
 	@touch $@

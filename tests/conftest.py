@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from s3_server import CREDENTIALS, Store, served, server
 from toy_data import write_toy
 
 from tlray.cache import Places
@@ -14,8 +15,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure() -> None:
-    """Set what child processes inherit: Ray's switches (it reads them when imported), the sources and tests' own modules on the path."""
+    """Set what child processes inherit: Ray's switches (it reads them when imported), the sources and tests' own modules on the path.
+
+    Also the key to the tests' own object store; the user's would open his.
+    """
     apply_settings()
+    os.environ.update(CREDENTIALS)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
 
 
@@ -48,6 +53,15 @@ def shared() -> Path:
 def toy_npz() -> Callable[..., Path]:
     """`toy_npz(path, kind="binary", train=64, val=32, test=32, size=28, seed=0)` writes learnable toy data and returns `path`."""
     return write_toy
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """The one S3 server of the session on loopback, started by the first test that asks."""
+    if not server().is_file():
+        pytest.skip(f"there is no S3 server {server()}: `make env` installs it")
+    with served(tmp_path_factory.mktemp("s3") / "log") as store:
+        yield store
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,9 @@ from tlray.config import FIELDS
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = (
-    ("errors",), ("registry", "cache"), ("config", "results"), ("data",), ("models",), ("training",), ("cluster",),
-    ("report",), ("deploy",), ("runs",), ("arguments",), ("job", "inspecting"), ("experiment",), ("cli", "__main__"),
+    ("errors",), ("storage",), ("registry", "cache"), ("lending",), ("config", "results"),
+    ("data",), ("models",), ("training",), ("cluster",), ("report",), ("deploy",), ("runs",),
+    ("arguments",), ("job", "inspecting"), ("experiment",), ("cli", "__main__"),
 )  # fmt: skip
 """Each imports only from those before it and from itself; report and deploy, moreover, not from cluster."""
 

@@ -1,6 +1,8 @@
 """`tlray cache`: what lies there, and clearing it without harm to unfinished runs."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,15 @@ def test_it_clears_what_is_named_and_keeps_what_an_unfinished_run_reads(filled, 
     assert main(["cache", "clear", "features", "tasks"]) == 0
     assert capsys.readouterr().out == "features: 1 deleted, 1 kept for unfinished runs\ntasks: deleted\n"
     assert sorted(path.name for path in filled.iterdir()) == ["features", "pretrained"]
+    assert [path.name for path in (filled / "features").iterdir()] == ["open"]
+
+
+def test_a_run_in_an_object_store_keeps_its_features_for_a_day(filled, capsys):
+    pins = [filled / "features" / name / "pins" / "a" for name in ("done", "open")]
+    for pin, hours in zip(pins, (25, 23), strict=True):
+        pin.write_text("s3://nobody-asks-this-bucket/runs/run")
+        os.utime(pin, (time.time() - 3600 * hours,) * 2)
+    assert main(["cache", "clear", "features"]) == 0
     assert [path.name for path in (filled / "features").iterdir()] == ["open"]
 
 

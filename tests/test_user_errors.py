@@ -190,7 +190,11 @@ MISTAKES = {
     "more samples than there are": Mistake(TOY + " --set samples=65", ("samples=65", "64")),
     "storage below a file": Mistake(TOY + " --storage {toy}/runs", ("{toy}", "--storage")),
     "storage where nothing can be made": Mistake(TOY + " --storage /proc/runs", ("/proc", "--storage")),
-    "storage in an object store": Mistake(TOY + " --storage s3://bucket/runs", ("s3://bucket/runs", "--storage")),
+    "storage that nobody knows": Mistake(TOY + " --storage ftp://bucket/runs", ("ftp://bucket/runs", "name a folder")),
+    "storage with a password": Mistake(TOY + " --storage s3://me:mine@bucket/runs", ("password", "AWS_SECRET_ACCESS_KEY")),
+    "storage that does not answer": Mistake(
+        TOY + " --storage s3://bucket/runs?endpoint_override=127.0.0.1:9&scheme=http", ("s3://bucket/runs", "did not answer", "address")
+    ),
     "name with a slash": Mistake(TOY + " --name ../up", ("--name", "../up")),
     "resume of nothing": Mistake(TOY + " --name nothing --resume", ("nothing", "no run that could be resumed", "--name")),
 }  # fmt: skip

@@ -111,7 +111,12 @@ def add_resource_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_storage_arguments(parser: argparse.ArgumentParser) -> None:
     """--storage, --name, --resume."""
-    parser.add_argument("--storage", default="runs", metavar="PATH", help="folder in which the run's directory is made (runs)")
+    parser.add_argument(
+        "--storage",
+        default="runs",
+        metavar="PATH",
+        help="folder, or URI such as s3://BUCKET/FOLDER, in which the run's directory is made (runs)",
+    )
     parser.add_argument("--name", default=None, metavar="RUN", help="name of the run (date and time)")
     parser.add_argument("--resume", action="store_true", help="take up an interrupted run of that name")
 

@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from tlray.errors import unwritable
+from tlray.storage import AnyPath, RemotePath, at_hand
 
 
 def default_cache() -> str:
@@ -38,6 +39,8 @@ class Places:
     """Never open a socket to look for data or weights."""
     run: str | None = None
     """Directory of the run that reads; while it is unfinished the features that it has read are kept."""
+    shelf: str | None = None
+    """Where the nodes of this run lend each other what they have in their caches, see `tlray.lending`."""
 
     def folder(self, *parts: str) -> Path:
         """A folder below the cache, made when missing."""
@@ -90,13 +93,41 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a whole file atomically."""
+def write_bytes(path: str | AnyPath, data: bytes) -> None:
+    """Write a whole file or object atomically."""
+    if isinstance(path, RemotePath):
+        path.write_bytes(data)
+        return
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def copy_file(source: AnyPath, target: AnyPath) -> None:
+    """Copy a file to or from a store, or on the disk, whole or not at all. FileNotFoundError when there is no such file."""
+    if isinstance(target, RemotePath):
+        with at_hand(source) as file:
+            target.upload(file)
+        return
+    with atomic_path(target) as temporary:
+        if isinstance(source, RemotePath):
+            source.download(temporary)
+        else:
+            shutil.copyfile(source, temporary)
+
+
+def append_line(path: AnyPath, line: str) -> None:
+    """Add a line to a text file and sync it to disk. An object is written anew with it, so one process at a time may."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(path, RemotePath):
+        path.write_bytes((path.read_bytes() if path.is_file() else b"") + f"{line}\n".encode())
+        return
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: str | AnyPath, value: Any) -> None:
     """Write `value` as indented JSON, atomically; NaN and infinities become null."""
     write_bytes(path, json.dumps(finite(value), indent=2, allow_nan=False).encode() + b"\n")
 
@@ -108,13 +139,13 @@ DAMAGED = (
 """What parsers raise over a file that is not what it should be, or claims to be larger than any memory."""
 
 
-def ordinary(path: str | Path) -> None:
+def ordinary(path: str | AnyPath) -> None:
     """Raise OSError where something stands that is no ordinary file: reading a pipe or a device may never end."""
-    if os.path.exists(path) and not os.path.isfile(path):
+    if not isinstance(path, RemotePath) and os.path.exists(path) and not os.path.isfile(path):
         raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: AnyPath) -> Any:
     """What a JSON file holds. Raises OSError when it cannot be read, ValueError when it is damaged."""
     ordinary(path)
     try:
@@ -136,15 +167,15 @@ def finite(value: Any) -> Any:
     return value
 
 
-def write_sealed(path: str | Path, value: dict[str, Any]) -> None:
+def write_sealed(path: str | AnyPath, value: dict[str, Any]) -> None:
     """Write a JSON object together with the digest of its content, atomically."""
     plain = finite(value)
     write_json(path, {**plain, "digest": digest(plain)})
 
 
-def read_sealed(path: str | Path) -> dict[str, Any]:
+def read_sealed(path: AnyPath) -> dict[str, Any]:
     """Read a JSON object. Raises OSError, or ValueError where it is damaged or not what was written; one without a digest is believed."""
-    value = read_json(Path(path))
+    value = read_json(path)
     if not isinstance(value, dict):
         raise ValueError("no JSON object")
     said = value.pop("digest", None)

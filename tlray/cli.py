@@ -5,7 +5,6 @@ import itertools
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from tlray.arguments import (
@@ -112,7 +111,7 @@ def _train(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from tlray.report.page import write_report
 
-    print(write_report(Path(arguments.run)))
+    print(write_report(arguments.run))
     return 0
 
 
@@ -218,7 +217,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("tune", help="search the best configuration per task and backbone (tlray tune --help)", add_help=False)
     commands.add_parser("compare", help="train named values under several seeds (tlray compare --help)", add_help=False)
     report = commands.add_parser("report", help="build report.html from a run's directory")
-    report.add_argument("run", metavar="RUN", help="the run's directory")
+    report.add_argument("run", metavar="RUN", help="the run's directory, or its URI in an object store")
     report.set_defaults(handler=_report)
     evaluate = commands.add_parser("evaluate", help="score a delivered model on a data set")
     evaluate.add_argument("model", metavar="MODEL", help="the model's folder")
@@ -242,7 +241,7 @@ def build_parser() -> argparse.ArgumentParser:
         each.add_argument("--json", action="store_true", help="print JSON")
     cache = commands.add_parser("cache", help="show what lies in the cache, or clear parts of it")
     cache.add_argument("action", nargs="?", default="show", choices=("show", "clear"))
-    cache.add_argument("names", nargs="*", metavar="NAME", help="features, tasks, pretrained, downloads")
+    cache.add_argument("names", nargs="*", metavar="NAME", help="features, tasks, pretrained, downloads, borrowed")
     cache.set_defaults(handler=_cache)
     data = commands.add_parser("data", help="list data sets, get them ready, check whether they can be had")
     data.add_argument("action", choices=("list", "get", "check"))

@@ -41,6 +41,10 @@ class RunError(UserError):
     """A run directory that cannot be made, resumed or read, or resources that are not there."""
 
 
+class StorageError(RunError):
+    """An object store that refuses or does not answer. No trial is to blame: what was being done is left for later."""
+
+
 class Interrupted(RunError):
     """Ctrl-C: the state is saved and `--resume` goes on."""
 

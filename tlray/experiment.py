@@ -1,7 +1,6 @@
 """What every experiment shares: its flags, data that stand in for missing ones, one run directory, one Ray, one comparison."""
 
 import argparse
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +30,7 @@ from tlray.config import PATH_SCHEMES, Config, parse_field, parse_settings
 from tlray.data.task import available, open_task
 from tlray.errors import ConfigError, DataError, Interrupted, UserError
 from tlray.job import check_name, print_banner, print_dashboard, resources_of, say
+from tlray.lending import shelf_beside
 from tlray.models.weights import imagenet_available
 from tlray.registry import TASKS, did_you_mean
 from tlray.report.resampled import RESAMPLED
@@ -38,6 +38,7 @@ from tlray.runs.arms import Across, make_grid
 from tlray.runs.claims import Claim
 from tlray.runs.compare import METRICS, Comparison, Question, checked, compare
 from tlray.runs.folder import Drawing, Run, add_to_report, interrupted, opened
+from tlray.storage import remove_tree
 
 STAND_INS = {
     "chestmnist": "phantom_chest", "chestmnist_binary": "phantom_chest_binary", "pneumoniamnist": "phantom_pneumonia",
@@ -169,7 +170,7 @@ def _work(
         "experiment": name, "source": chosen_source, "target": chosen_target, "samples": samples,
         "seeds": arguments.seeds, "settings": settings, **(also or {}),
     }  # fmt: skip
-    run = Run(folder, replace(places, run=str(folder)), resources, console, tuple(banner))
+    run = Run(folder, replace(places, run=str(folder), shelf=shelf_beside(folder)), resources, console, tuple(banner))
     with opened(folder, asked, arguments.resume), ExitStack() as ray:
         print_banner(console, banner)
         many = f"{arguments.seeds} seed{'s' * (arguments.seeds > 1)}"
@@ -180,7 +181,7 @@ def _work(
             raise interrupted(run) from None
         except UserError as error:
             if not isinstance(error, Interrupted) and not arguments.resume and not any(folder.rglob("trial.json")):
-                shutil.rmtree(folder, ignore_errors=True)  # nothing was trained: the mended command may have the name
+                remove_tree(folder)  # nothing was trained: the mended command may have the name
             raise
         print_banner(console, banner)
     say(console, f"report  {folder / 'report.html'}")

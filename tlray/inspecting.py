@@ -69,6 +69,7 @@ KEPT = {
     "tasks": "prepared images",
     "pretrained": "weights that tlray has made; making them anew takes training",
     "downloads": "files from data hubs; getting them anew takes a network",
+    "borrowed": "files of weights that the driver of a run has lent to this node",
 }
 """Folders of the cache and what clearing them costs."""
 

@@ -3,10 +3,10 @@
 import argparse
 import os
 import re
+import shlex
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -21,10 +21,12 @@ from tlray.cluster.sampler import check_space
 from tlray.cluster.session import Session, started
 from tlray.config import Config, parse_settings
 from tlray.errors import Interrupted, RunError
+from tlray.lending import shelf_beside
 from tlray.results import read_summary
 from tlray.runs.folder import Run, check_folder, finished, interrupted, opened
 from tlray.runs.planning import DEFAULT_BACKBONES, Cell, Scale, choose_tasks, default_scale, estimate, plan_cells
 from tlray.runs.search import search
+from tlray.storage import AnyPath, place
 from tlray.training.pretrain import missing_pretraining
 from tlray.training.setup import default_precision
 
@@ -55,7 +57,7 @@ def train_one(arguments: argparse.Namespace, places: Places) -> None:
     _search(arguments, folder, places, resources, cells, banner, 1, 1, None)
 
 
-def _scale(arguments: argparse.Namespace, folder: Path) -> Scale:
+def _scale(arguments: argparse.Namespace, folder: AnyPath) -> Scale:
     """What is done where no flag says how much: by the machine, but after a resume as the run began, wherever it goes on."""
     if not arguments.resume:
         return default_scale(machine())
@@ -99,19 +101,17 @@ def resources_of(arguments: argparse.Namespace) -> Resources:
     return divide(machine(), *asked)
 
 
-def check_name(storage: str, name: str, resume: bool) -> Path:
+def check_name(storage: str, name: str, resume: bool) -> AnyPath:
     """The run's directory, checked before anything takes time. Raises RunError when it cannot be used."""
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
         raise RunError(f"--name {name!r}: a name has letters, digits, '-', '_' and '.' only")
-    if "://" in storage:
-        raise RunError(f"--storage {storage}: object stores are not supported yet, name a folder (on a cluster: one that all nodes see)")
-    folder = absolute(storage) / name
+    folder = (place(storage) if "://" in storage else absolute(storage)).resolve() / name
     check_folder(folder, resume)
     return folder
 
 
 def _search(
-    arguments: argparse.Namespace, folder: Path, places: Places, resources: Resources, cells: list[Cell], banner: list[str],
+    arguments: argparse.Namespace, folder: AnyPath, places: Places, resources: Resources, cells: list[Cell], banner: list[str],
     trials: int, seeds: int, seconds: float | None,
 ) -> None:  # fmt: skip
     for cell in cells:
@@ -121,7 +121,7 @@ def _search(
         "kind": "search", "cells": [_asked(cell) for cell in cells], "trials": trials, "seed": arguments.seed, "seeds": seeds,
         "threshold_rule": arguments.threshold_rule,
     }  # fmt: skip
-    run = Run(folder, replace(places, run=str(folder)), resources, console, tuple(banner))
+    run = Run(folder, replace(places, run=str(folder), shelf=shelf_beside(folder)), resources, console, tuple(banner))
     with opened(folder, asked, arguments.resume):
         if (done := finished(folder)) is not None:
             say(console, f"{folder} is finished already")
@@ -255,5 +255,6 @@ def print_next(run: Run, summary: dict[str, Any]) -> None:
     model = run.folder / best["cell"] / "model"
     say(run.console, f"report  {run.folder / 'report.html'}")
     say(run.console, f"model   {model}")
-    for command in (f"predict {model} IMAGE.png", f"evaluate {model} --task npz:YOUR.npz", f"report {run.folder}"):
+    quoted, whole = shlex.quote(str(model)), shlex.quote(str(run.folder))
+    for command in (f"predict {quoted} IMAGE.png", f"evaluate {quoted} --task npz:YOUR.npz", f"report {whole}"):
         say(run.console, f"next    tlray {command}")

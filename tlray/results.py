@@ -3,12 +3,13 @@
 `RUN/<cell>/trials/0003/trial.json` says what trial 3 was and what became of it; its `checkpoints/` hold the history while it runs.
 """
 
+import io
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlray.cache import DAMAGED, atomic_path, ordinary, read_sealed, write_sealed
+from tlray.cache import DAMAGED, ordinary, read_sealed, write_bytes, write_sealed
 from tlray.errors import RunError
+from tlray.storage import AnyPath, for_each
 
 if TYPE_CHECKING:
     import pandas as pd  # at run time only where a table is read or written: every trial's process imports this module
@@ -62,35 +63,50 @@ def winner(trials: list[Trial], minimise: bool) -> tuple[Trial, dict[str, Any]] 
     return trial, row
 
 
-def trial_folder(cell: Path, number: int) -> Path:
+def trial_folder(cell: AnyPath, number: int) -> AnyPath:
     """Where trial `number` of a cell lives."""
     return cell / "trials" / f"{number:04d}"
 
 
-def write_trial(cell: Path, trial: Trial) -> None:
+def write_trial(cell: AnyPath, trial: Trial) -> None:
     """Write what a trial is and what became of it, atomically and synced to disk, with a digest."""
     folder = trial_folder(cell, trial.number)
     folder.mkdir(parents=True, exist_ok=True)
     write_sealed(folder / "trial.json", vars(trial))
 
 
-def read_trial(cell: Path, number: int) -> Trial:
+def read_trial(cell: AnyPath, number: int) -> Trial:
     """Read one trial. Raises RunError when its file is missing or damaged."""
     path = trial_folder(cell, number) / "trial.json"
+    trial = _read_trial(path)
+    if trial is None:
+        raise _unreadable(path, "there is no such file")
+    return trial
+
+
+def _read_trial(path: AnyPath) -> Trial | None:
     try:
         return Trial(**read_sealed(path))
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"{path} cannot be read ({error}): remove {path.parent} to have that trial run anew") from None
+        raise _unreadable(path, error) from None
 
 
-def read_trials(cell: Path) -> list[Trial]:
-    """Every trial of a cell that was suggested, in the order of their numbers."""
-    numbers = sorted(int(path.parent.name) for path in cell.glob("trials/*/trial.json") if path.parent.name.isdecimal())
-    return [read_trial(cell, number) for number in numbers]
+def _unreadable(path: AnyPath, why: object) -> RunError:
+    return RunError(f"{path} cannot be read ({why}): remove {path.parent} to have that trial run anew")
+
+
+def read_trials(cell: AnyPath) -> list[Trial]:
+    """Every trial of a cell that was suggested, in the order of their numbers. Raises as `read_trial` does."""
+    folder = cell / "trials"
+    numbers = sorted(int(each.name) for each in folder.iterdir() if each.name.isdecimal()) if folder.is_dir() else []
+    found = for_each([trial_folder(cell, number) / "trial.json" for number in numbers], _read_trial)
+    return [trial for trial in found if trial is not None]
 
 
 def end_trial(
-    cell: Path, number: int, status: str, history: list[dict[str, Any]], reason: str = "", chance: float | None = None, cause: str = ""
+    cell: AnyPath, number: int, status: str, history: list[dict[str, Any]], reason: str = "", chance: float | None = None, cause: str = ""
 ) -> Trial:  # fmt: skip
     """Write down that a trial ended, and how."""
     trial = replace(read_trial(cell, number), status=status, history=history, reason=reason, chance=chance, cause=cause)
@@ -111,27 +127,28 @@ def rows_of(cell_name: str, task: str, trials: list[Trial]) -> list[dict[str, An
     return rows
 
 
-def write_results(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_results(path: AnyPath, rows: list[dict[str, Any]]) -> None:
     """Write the tidy table as Parquet, atomically."""
     import pandas as pd
 
-    with atomic_path(path) as temporary:
-        pd.DataFrame(rows).to_parquet(temporary, engine="pyarrow", write_page_checksum=True)
+    buffer = io.BytesIO()
+    pd.DataFrame(rows).to_parquet(buffer, engine="pyarrow", write_page_checksum=True)
+    write_bytes(path, buffer.getvalue())
 
 
-def read_results(run: Path) -> "pd.DataFrame":
+def read_results(run: AnyPath) -> "pd.DataFrame":
     """The tidy table of a run directory. Raises RunError when it is missing or damaged."""
     import pandas as pd
 
     path = run / "results.parquet"
     try:
         ordinary(path)
-        return pd.read_parquet(path, engine="pyarrow", page_checksum_verification=True)
+        return pd.read_parquet(io.BytesIO(path.read_bytes()), engine="pyarrow", page_checksum_verification=True)
     except DAMAGED as error:
         raise RunError(f"{path} cannot be read ({error}): is {run} the directory of a run?") from None
 
 
-def read_summary(run: Path) -> dict[str, Any]:
+def read_summary(run: AnyPath) -> dict[str, Any]:
     """summary.json of a run directory. Raises RunError when it is missing or damaged."""
     path = run / "summary.json"
     try:

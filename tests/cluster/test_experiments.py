@@ -136,7 +136,7 @@ def test_fixed_or_finetune(go, data):
         ("low_data", ("--target", "pneumoniamnst"), "unknown task 'pneumoniamnst' (did you mean 'pneumoniamnist'?)"),
         ("mnist_to_emnist", ("--samples", "300/class"), "samples='300/class', but task"),
         ("low_data", ("--target", "npz:/nowhere.npz"), "/nowhere.npz"),
-        ("low_data", ("--storage", "s3://bucket/runs"), "object stores are not supported yet"),
+        ("low_data", ("--storage", "ftp://bucket/runs"), "ftp://bucket/runs is no place to store in"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(go, tmp_path, name, more, sentence):

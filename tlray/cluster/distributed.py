@@ -1,10 +1,8 @@
 """TorchTrainer round `fit`: gloo on CPUs, NCCL on GPUs, resuming from the newest whole checkpoint after a worker is lost."""
 
-import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
@@ -16,8 +14,9 @@ from tlray.cluster.interrupts import heed_notice
 from tlray.cluster.resources import Resources
 from tlray.cluster.trial import Job, worker
 from tlray.config import Config
-from tlray.errors import RunError
+from tlray.errors import RunError, StorageError
 from tlray.results import FAILED, NONFINITE, RUNNING, Trial, read_trial, write_trial
+from tlray.storage import AnyPath, RemotePath, remove_tree
 from tlray.training.pretrain import encoder_file, pretrain
 from tlray.training.world import World
 
@@ -53,7 +52,7 @@ def torch_trainer(
     loop: Callable[[dict[str, Any]], None],
     settings: dict[str, Any],
     name: str,
-    storage: Path,
+    storage: AnyPath,
     resources: Resources,
     callbacks: Sequence[UserCallback] = (),
 ) -> TorchTrainer:
@@ -61,7 +60,8 @@ def torch_trainer(
 
     Ray would take up an earlier run of that name from its own snapshot; ours are taken up from their checkpoints, so it is cleared.
     """
-    shutil.rmtree(storage / name, ignore_errors=True)
+    remove_tree(storage / name)
+    filesystem, path = storage.filesystem() if isinstance(storage, RemotePath) else (None, str(storage))
     gpu = resources.gpus > 0
     return TorchTrainer(
         loop,
@@ -73,7 +73,11 @@ def torch_trainer(
             resources_per_worker={"CPU": resources.cpus} | ({"GPU": resources.gpus} if gpu else {}),
         ),
         run_config=RunConfig(
-            name=name, storage_path=str(storage), callbacks=list(callbacks), failure_config=FailureConfig(max_failures=LOST_PROCESSES)
+            name=name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            callbacks=list(callbacks),
+            failure_config=FailureConfig(max_failures=LOST_PROCESSES),
         ),
     )
 
@@ -103,6 +107,8 @@ def train_distributed(job: Job, config: Config, number: int = 0) -> Trial:
     """
     try:
         known = read_trial(job.cell, number)
+    except StorageError:
+        raise
     except RunError:
         known = None
     if known is None or known.config != config.to_dict():
@@ -130,7 +136,7 @@ def _pretrain_worker(settings: dict[str, Any]) -> None:
         pretrain(config, places, alone if dealt else None)
 
 
-def pretrain_all(configs: Sequence[Config], places: Places, resources: Resources, run: str, storage: Path) -> None:
+def pretrain_all(configs: Sequence[Config], places: Places, resources: Resources, run: str, storage: AnyPath) -> None:
     """Make the weights of these pretrainings in one TorchTrainer: dealt out where there is one for each worker, else each by all workers.
 
     Raises RunError when one of them did not come to an end.

@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tlray.cache import write_bytes
-from tlray.errors import ConfigError, NonFiniteLoss, UserError, refusal, unwritable
+from tlray.errors import ConfigError, NonFiniteLoss, StorageError, UserError, refusal, unwritable
 from tlray.results import BUG, CONFIGURATION, FAILED, MACHINE, USER, end_trial, read_trial, trial_folder, write_trial
-from tlray.training.checkpoint import newest_checkpoint
+from tlray.training.checkpoint import newest_history
 
 if TYPE_CHECKING:
     from tlray.cluster.trial import Job
@@ -67,14 +67,18 @@ def reason_of(error: BaseException) -> str:
 
 
 def fail(job: "Job", number: int, error: BaseException) -> None:
-    """End a trial as failed, with whose fault it was and one line of reason in the table; of a bug the traceback lies beside it."""
+    """End a trial as failed, with whose fault it was and one line of reason in the table; of a bug the traceback lies beside it.
+
+    A StorageError is raised again.
+    """
+    if isinstance(error, StorageError):
+        raise error  # there is nowhere to write it: Ray starts the training again from its newest checkpoint
     folder = trial_folder(job.cell, number)
     if read_trial(job.cell, number).ended:
         return
     if not isinstance(error, UserError):
         write_bytes(folder / "error.txt", "".join(traceback.format_exception(error)).encode())
-    newest = newest_checkpoint(folder / "checkpoints")
-    end_trial(job.cell, number, FAILED, newest.meta["history"] if newest else [], reason_of(error), cause=cause_of(error))
+    end_trial(job.cell, number, FAILED, newest_history(folder / "checkpoints"), reason_of(error), cause=cause_of(error))
 
 
 def lost(job: "Job", number: int, said: str) -> None:
@@ -90,11 +94,10 @@ def lost(job: "Job", number: int, said: str) -> None:
     too_large = bool(NODE_MEMORY.search(said))
     if not too_large and trial.lost <= LOST_PROCESSES:
         return
-    newest = newest_checkpoint(trial_folder(job.cell, number) / "checkpoints")
     reason = (
         "out of memory, take a smaller batch or fewer trials at once: its node ran low on memory and Ray ended its process"
         if too_large
         else f"it lost a process {trial.lost} times: {' '.join(said.split())[:200]}"
     )
-    history = newest.meta["history"] if newest else []
+    history = newest_history(trial_folder(job.cell, number) / "checkpoints")
     end_trial(job.cell, number, FAILED, history, reason, cause=CONFIGURATION if too_large else MACHINE)

@@ -14,14 +14,17 @@ from ray.tune.trainable import wrap_function
 from tlray.cluster import interrupts
 from tlray.cluster.faults import lost
 from tlray.cluster.trial import Job
-from tlray.errors import RunError
+from tlray.errors import RunError, StorageError
 
 
 class Losses(tune.Callback):
-    """Hears from Tune that a trial's process is gone, whether Tune tries it again or has given it up."""
+    """Hears from Tune that a trial's process is gone, whether Tune tries it again or has given it up.
 
-    def __init__(self, job: Job):
-        self.job, self.actor = job, ""
+    refuse: told that the storage cannot be used, with which the search must end.
+    """
+
+    def __init__(self, job: Job, refuse: Callable[[RunError], None]):
+        self.job, self.refuse, self.actor = job, refuse, ""
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune tries the trial again."""
@@ -38,7 +41,10 @@ class Losses(tune.Callback):
         actor = re.search(r"actor_id: (\w+)", said)
         if actor is None or actor[1] != self.actor:
             self.actor = actor[1] if actor else ""
-            lost(self.job, trial.config["number"], said)
+            try:
+                lost(self.job, trial.config["number"], said)
+            except StorageError as error:  # Tune would take it for its own
+                self.refuse(error)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tlray.cache import Places
@@ -17,6 +16,7 @@ from tlray.cluster.resources import Resources
 from tlray.config import Config
 from tlray.errors import NonFiniteLoss, refusal, unwritable
 from tlray.results import CONFIGURATION, FINISHED, NONFINITE, end_trial, read_trial, trial_folder
+from tlray.storage import AnyPath
 from tlray.training.checkpoint import newest_checkpoint, save_checkpoint
 from tlray.training.fit import chance_level, fit
 
@@ -33,7 +33,7 @@ class Job:
     """
 
     run: str
-    cell: Path
+    cell: AnyPath
     label: str
     places: Places
     resources: Resources

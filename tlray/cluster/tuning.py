@@ -24,7 +24,7 @@ from tlray.cluster.sampler import Sampler
 from tlray.cluster.supervision import Enough, Losses, heeding
 from tlray.cluster.trial import REFUSED, Job, distributed, in_process
 from tlray.config import Config
-from tlray.errors import RunError, refusal, unwritable
+from tlray.errors import RunError, StorageError, refusal, unwritable
 from tlray.results import (
     RUNNING,
     STOPPED,
@@ -37,7 +37,8 @@ from tlray.results import (
     winner,
     write_trial,
 )  # fmt: skip
-from tlray.training.checkpoint import found, newest_checkpoint, thin
+from tlray.storage import RemotePath, handed_over
+from tlray.training.checkpoint import found, newest_history, thin
 
 log = logging.getLogger(__name__)
 GRACE_EPOCHS, REDUCTION = 2, 2
@@ -57,8 +58,8 @@ class Book:
 
     keep_best: keep the best epoch's checkpoint of every trial (each is evaluated later), not of the best trial alone. stopped: the epoch
     with which a trial that was stopped ends; the workers of a TorchTrainer do not wait for the verdict and may be further by then.
-    done: trials whose checkpoints have been looked through for the last time. refused: what a user has to mend before any trial can go on;
-    the search ends with it.
+    done: trials whose checkpoints have been looked through for the last time. refused: what a user has to mend before any trial can go on,
+    or why the storage cannot be used; the search ends with it.
     """
 
     job: Job
@@ -79,8 +80,12 @@ class Book:
             if trial.cause == USER:
                 trial = replace(trial, status=RUNNING, reason="", cause="", history=[])
                 write_trial(self.job.cell, trial)
-            newest = None if trial.ended else newest_checkpoint(trial_folder(self.job.cell, trial.number) / "checkpoints")
-            self.trials[trial.number] = replace(trial, history=newest.meta["history"]) if newest else trial
+            history = [] if trial.ended else newest_history(trial_folder(self.job.cell, trial.number) / "checkpoints")
+            self.trials[trial.number] = replace(trial, history=history) if history else trial
+
+    def refuse(self, error: RunError) -> None:
+        """Let the search end with this error, unless it ends with another one."""
+        self.refused = self.refused or error
 
     def begin(self, number: int, config: Config, arm: str = "") -> None:
         """Note that a trial was suggested."""
@@ -90,21 +95,23 @@ class Book:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Keep what the system says when it refuses to write, for the search to end with: Tune would try on."""
+        """Keep what the system or a store says when it refuses, for the search to end with: Tune would try on."""
         try:
             yield
+        except StorageError as error:
+            self.refuse(error)
         except OSError as error:
             if not unwritable(error):
                 raise
-            self.refused = self.refused or RunError(refusal(error, self.job.cell))
+            self.refuse(RunError(refusal(error, self.job.cell)))
 
     def end(self, number: int, reason: str = "behind the others at its rung") -> None:
         """Note what became of a trial that Tune has let go of; one that was cut off, or that Tune has given up, stays running."""
         trial = read_trial(self.job.cell, number)
         last = self.stopped.get(number)
         if last is not None and (not trial.ended or len(trial.history) > last):
-            newest = newest_checkpoint(trial_folder(self.job.cell, number) / "checkpoints")
-            trial = end_trial(self.job.cell, number, STOPPED, newest.meta["history"][:last] if newest else [], reason)
+            history = newest_history(trial_folder(self.job.cell, number) / "checkpoints")
+            trial = end_trial(self.job.cell, number, STOPPED, history[:last], reason)
         self.trials[number] = trial
         if trial.cause == USER:
             self.refused = RunError(trial.reason)
@@ -178,10 +185,12 @@ class Queue(Searcher):
             self.book.listener.epoch_ended(self.book.job.cell.name, self.numbers[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        if isinstance(self.book.refused, StorageError):
+            return  # it stays as its files have it, and is taken up again
         number = self.numbers[trial_id]
         with self.book.writing():
             self.book.end(number)
-        if error and not self.book.trials[number].ended and not self.book.refused:
+        if error and not self.book.refused and not self.book.trials[number].ended:
             self.waiting.insert(0, number)  # Tune gives up where a process dies between two trials; `lost` says when it is enough
             self.given_up = True
 
@@ -268,10 +277,10 @@ class FairASHA(ASHAScheduler):
 
 
 def _run(queue: Queue, scheduler: TrialScheduler, seconds: float | None) -> None:
-    """Let Tune run what the queue hands out. Its own files are of no further use; while it runs every node must see them.
+    """Let Tune run what the queue hands out. Its own files are of no further use, and no other node looks at them.
 
-    Raises KeyboardInterrupt after Ctrl-C or SIGTERM, once Tune has let go of its trials, and RunError where a user has something to mend
-    or Ray is gone.
+    Raises KeyboardInterrupt after Ctrl-C or SIGTERM, once Tune has let go of its trials, and RunError where a user has something to mend,
+    Ray is gone, or the storage cannot be used.
     """
     job = queue.book.job
     inside = job.resources.workers == 0
@@ -279,9 +288,11 @@ def _run(queue: Queue, scheduler: TrialScheduler, seconds: float | None) -> None
     failures = tune.FailureConfig(max_failures=LOST_PROCESSES + 1)  # `lost` ends a trial before Tune does
     driver = {"node:__internal_head__": 0.001}  # no CPU, and on the node that does not go away
     trainable = heeding(tune.with_resources(in_process(job), asked)) if inside else tune.with_resources(distributed(job), driver)
-    (job.cell / "ray").mkdir(parents=True, exist_ok=True)
-    enough = Enough(lambda: queue.book.refused, seconds)
-    own = tempfile.TemporaryDirectory(prefix="tune-", dir=job.cell / "ray", ignore_cleanup_errors=True)
+    beside = None if isinstance(job.cell, RemotePath) else job.cell / "ray"
+    if beside:
+        beside.mkdir(parents=True, exist_ok=True)
+    enough = Enough(lambda: queue.book.refused or handed_over(job.cell), seconds)
+    own = tempfile.TemporaryDirectory(prefix="tune-", dir=beside, ignore_cleanup_errors=True)
     with interrupts.handled(), interrupts.patient(), own as folder:
         tune.Tuner(
             trainable,
@@ -291,11 +302,13 @@ def _run(queue: Queue, scheduler: TrialScheduler, seconds: float | None) -> None
             ),
             run_config=tune.RunConfig(
                 name=job.run, storage_path=folder, verbose=0, failure_config=failures,
-                stop=enough, callbacks=[Losses(job)],
+                stop=enough, callbacks=[Losses(job, queue.book.refuse)],
             ),
         ).fit()  # fmt: skip
     if error := queue.book.refused or enough.lost:
         raise error
+    if why := handed_over(job.cell):
+        raise StorageError(why)
 
 
 def search(book: Book, sampler: Sampler, seconds: float | None = None) -> list[Trial]:

@@ -10,6 +10,7 @@ import numpy as np
 from tlray.cache import DAMAGED, Places, build_once, read_json
 from tlray.data.raw import Raw, RawSplit, Source, prepared_folder
 from tlray.errors import DataError, refusal, unwritable
+from tlray.lending import borrow_task
 from tlray.registry import TASKS
 
 __all__ = ["Raw", "RawSplit", "Source", "Split", "Task", "available", "open_split", "open_task"]
@@ -53,8 +54,14 @@ class Task:
 def open_task(spec: str, size: int, places: Places) -> Task:
     """Open a task's arrays `size` pixels on a side, preparing them once for all processes when they are missing.
 
+    In a run they are those that its driver has lent, whatever this node has under that name.
+
     Raises DataError when the data cannot be had or cannot be used, ConfigError for an unknown name.
     """
+    return _read(spec, borrow_task(spec, size, places) or _prepared(spec, size, places))
+
+
+def _prepared(spec: str, size: int, places: Places) -> Path:
     source = _source(spec, size, places)
     folder = prepared_folder(source.name, size, source.key, places)
     if not folder.is_dir():
@@ -66,7 +73,7 @@ def open_task(spec: str, size: int, places: Places) -> Task:
             if unwritable(error):
                 raise DataError(f"{spec} cannot be prepared: {refusal(error, folder)}") from None
             raise DataError(f"{spec} cannot be prepared in {folder}: {error}") from None
-    return _read(spec, folder)
+    return folder
 
 
 def available(spec: str, size: int, places: Places) -> str | None:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from tlray.deploy.model import Model, load_model
 from tlray.deploy.predict import fitting
 from tlray.errors import ConfigError, DataError
 from tlray.report.latent import MOST, View, check_perplexity, latent_picture, subsample
+from tlray.storage import AnyPath, place
 from tlray.training.features import POOLED, check_stage, stage_features
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ SPLITS = {"test": "test", "val": "validation", "train": "training"}
 
 
 def latent_of_models(
-    folders: Sequence[str | Path],
+    folders: Sequence[str | AnyPath],
     task: str,
     places: Places,
     split: str = "test",
@@ -30,7 +30,7 @@ def latent_of_models(
     perplexity: float = 30,
     seed: int = 0,
     most: int = MOST,
-    ledger: Path | None = None,
+    ledger: AnyPath | None = None,
 ) -> tuple[str, list[dict[str, Any]]]:
     """PCA and t-SNE of what models make of a task's images: one column for each model and stage, all of the same images.
 
@@ -78,15 +78,15 @@ def _check(model: Model, task: Task) -> None:
         log.warning("%s: %s", model.folder, note)
 
 
-def _open(task: Task, split: str, model: Model, ledger: Path | None) -> Split:
+def _open(task: Task, split: str, model: Model, ledger: AnyPath | None) -> Split:
     if split == "test":
         return open_test(task, ledger or model.folder / "test_ledger.jsonl", f"latent space of {model.folder}")
     return task.val if split == "val" else task.train
 
 
-def _names(folders: Sequence[str | Path]) -> list[str]:
+def _names(folders: Sequence[str | AnyPath]) -> list[str]:
     """As much of each folder's end as tells it from the others, without the `model` that all of them end with."""
-    parts = [Path(folder).resolve().parts for folder in folders]
+    parts = [place(folder).resolve().parts for folder in folders]
     parts = [each[:-1] if each[-1] == "model" and len(each) > 2 else each for each in parts]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-length:]) for each in parts]

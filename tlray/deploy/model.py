@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from tlray.errors import ConfigError, DataError, RunError, WeightsError
 from tlray.models.classifier import Classifier, build_classifier
 from tlray.models.kinds import KINDS
 from tlray.models.weights import read_tensors
+from tlray.storage import AnyPath, at_hand, place
 from tlray.training.metrics import evaluate
 
 FORMAT = 1
@@ -35,7 +35,7 @@ class Model:
     network: Classifier
     config: dict[str, Any]
     metrics: dict[str, Any]
-    folder: Path
+    folder: AnyPath
 
     @property
     def kind(self) -> str:
@@ -92,12 +92,12 @@ class Model:
         return evaluate(self.kind, self.predict(images, calibrated=False), labels)
 
 
-def load_model(folder: str | Path) -> Model:
+def load_model(folder: str | AnyPath) -> Model:
     """Read a model folder and check it against its own checksum. Draws nothing from torch's generator.
 
     Raises RunError when the folder is none of a model or its JSON is damaged, WeightsError when the weights are.
     """
-    folder = Path(folder)
+    folder = place(folder)
     config, metrics = (_read_json(folder / name) for name in ("config.json", "metrics.json"))
     for name, kind in FIELDS.items():
         if not isinstance(config.get(name), kind):
@@ -109,9 +109,10 @@ def load_model(folder: str | Path) -> Model:
     path = folder / "model.safetensors"
     if not path.is_file():
         raise RunError(f"{folder} holds no model.safetensors: name the folder of a whole model")
-    if file_digest(path) != config["sha256"]:
-        raise WeightsError(f"{path} is damaged: it is not the file that config.json describes; deliver the model anew")
-    tensors, _ = read_tensors(path)
+    with at_hand(path) as file:
+        if file_digest(file) != config["sha256"]:
+            raise WeightsError(f"{path} is damaged: it is not the file that config.json describes; deliver the model anew")
+        tensors, _ = read_tensors(file)
     with torch.random.fork_rng(devices=[]):
         network = build_classifier(
             config["backbone"],
@@ -157,7 +158,7 @@ def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: AnyPath) -> dict[str, Any]:
     try:
         value = read_json(path)
     except FileNotFoundError as error:

@@ -17,6 +17,7 @@ from tlray.deploy.model import FORMAT, Model, load_model
 from tlray.errors import RunError
 from tlray.models.classifier import Classifier, describe
 from tlray.models.weights import save_weights
+from tlray.storage import AnyPath, RemotePath, place
 
 __all__ = ["Model", "load_model", "measure_latency", "save_model"]
 
@@ -28,8 +29,10 @@ CARD = (
 MEASURED = ("validation", "validation_calibrated", "test")
 
 
-def save_model(folder: str | Path, model: Classifier, card: dict[str, Any]) -> None:
+def save_model(folder: str | AnyPath, model: Classifier, card: dict[str, Any]) -> None:
     """Write model.safetensors, config.json, metrics.json and README.md, all at once: a reader sees the whole folder or none.
+
+    In a store config.json, without which nobody reads the others, goes first and comes last.
 
     A model already there is replaced. `model` is left as it is.
 
@@ -41,7 +44,7 @@ def save_model(folder: str | Path, model: Classifier, card: dict[str, Any]) -> N
 
     Raises RunError when the folder cannot be written, KeyError when the card lacks an entry.
     """
-    folder, card = Path(folder), {name: card[name] for name in CARD}
+    folder, card = place(folder), {name: card[name] for name in CARD}
     delivered = copy.deepcopy(model).cpu().eval()
     metrics = {
         **{name: card.pop(name) for name in MEASURED},
@@ -53,10 +56,14 @@ def save_model(folder: str | Path, model: Classifier, card: dict[str, Any]) -> N
     }
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.making-", dir=folder.parent))
+        beside = None if isinstance(folder, RemotePath) else folder.parent
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.making-", dir=beside))
         try:
             _fill(temporary, delivered, card, metrics)
-            _swap(temporary, folder)
+            if isinstance(folder, RemotePath):
+                _upload(temporary, folder)
+            else:
+                _swap(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
@@ -81,6 +88,13 @@ def _fill(folder: Path, model: Classifier, card: dict[str, Any], metrics: dict[s
     write_json(folder / "metrics.json", metrics)
     write_bytes(folder / "README.md", model_card(config, metrics).encode())
     os.chmod(folder, 0o755)
+
+
+def _upload(new: Path, folder: RemotePath) -> None:
+    """Let the files of `new` take the place of those of `folder`."""
+    (folder / "config.json").unlink(missing_ok=True)
+    for file in sorted(new.iterdir(), key=lambda each: each.name == "config.json"):
+        (folder / file.name).upload(file)
 
 
 def _swap(new: Path, folder: Path) -> None:

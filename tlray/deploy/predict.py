@@ -13,6 +13,7 @@ from tlray.data.task import Task, open_task
 from tlray.deploy.model import Model
 from tlray.errors import DataError
 from tlray.report.stats import bootstrap
+from tlray.storage import AnyPath
 from tlray.training.metrics import evaluate
 
 DECIDED = ("accuracy", "balanced_accuracy", "f1", "precision", "recall", "specificity")
@@ -51,7 +52,7 @@ def _answer(model: Model, path: str, probabilities: np.ndarray) -> dict[str, Any
     return answer
 
 
-def evaluate_task(model: Model, task: str, places: Places, split: str = "test", ledger: Path | None = None) -> dict[str, Any]:
+def evaluate_task(model: Model, task: str, places: Places, split: str = "test", ledger: AnyPath | None = None) -> dict[str, Any]:
     """Score a model on a data set it may never have seen, on calibrated probabilities.
 
     Args:

@@ -23,6 +23,7 @@ from torchvision import models
 
 from tlray.cache import Places, array_digest, digest, file_digest, ordinary, write_bytes
 from tlray.errors import WeightsError
+from tlray.lending import borrow_file
 from tlray.models.autoencoder import Network
 from tlray.models.backbones import Backbone, build_backbone
 from tlray.models.classifier import Classifier
@@ -63,7 +64,7 @@ def open_weights(weights: str, backbone: str, channels: int, places: Places) -> 
     """
     if weights == "none":
         return None
-    path = _imagenet_file(backbone, places) if weights == "imagenet" else Path(weights).expanduser()
+    path = weights_file(weights, backbone, places)
     try:
         ordinary(path)
         stat = path.stat()
@@ -71,6 +72,22 @@ def open_weights(weights: str, backbone: str, channels: int, places: Places) -> 
     except OSError as error:
         raise WeightsError(f"weights {path} cannot be opened ({error.strerror}): name none, imagenet, a data set or a file") from error
     return _open_file(weights == "imagenet", path.absolute(), (stat.st_mtime_ns, stat.st_size), backbone, channels)
+
+
+def file_name(weights: str, backbone: str) -> str:
+    """Under which name nodes lend each other the file of these weights."""
+    return f"imagenet {backbone}" if weights == "imagenet" else weights
+
+
+def weights_file(weights: str, backbone: str, places: Places) -> Path:
+    """The file that imagenet, or a path, names on this node; one that is missing here is borrowed. It may not exist.
+
+    Raises WeightsError when ImageNet's cannot be had or is damaged.
+    """
+    if weights == "imagenet":
+        return _imagenet_file(backbone, places)
+    path = Path(weights).expanduser()
+    return path if path.exists() else borrow_file(file_name(weights, backbone), places) or path
 
 
 def encoder_of(state: dict[str, Tensor], head: dict[str, Tensor] | None, mean: Sequence[float], std: Sequence[float],
@@ -151,10 +168,12 @@ def _imagenet_places(backbone: str, places: Places) -> list[Path]:
 
 def _imagenet_file(backbone: str, places: Places) -> Path:
     """The official file, downloaded when missing, with its checksum (its first digits stand in the name) verified."""
-    if problem := imagenet_available(backbone, places):
-        raise WeightsError(problem)
-    files = _imagenet_places(backbone, places)
-    path = next((file for file in files if file.is_file()), files[-1])
+    files = _imagenet_places(backbone, places) if backbone in models.list_models() else []
+    path = next((file for file in files if file.is_file()), None) or borrow_file(file_name("imagenet", backbone), places)
+    if path is None:
+        if problem := imagenet_available(backbone, places):
+            raise WeightsError(problem)
+        path = files[-1]
     prefix = path.stem.rpartition("-")[2]
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)

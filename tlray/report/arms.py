@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from tlray.report import diagnosis
 from tlray.report.cells import audit_lines
 from tlray.report.plots import searched, trial_table
 from tlray.report.style import BLUE, COLOURS, GREEN, ORANGE, PAPER, VERMILION, Picture, Table, legend_below, nice
+from tlray.storage import AnyPath
 
 FEW = 8
 """Arms up to which every one has its own line in one picture; above, its own panel."""
@@ -138,7 +138,7 @@ def curves_apart(title: str, rows: Table, names: Sequence[str], what: str) -> st
     return picture.svg
 
 
-def comparison_view(run: Path, summary: Mapping[str, Any], rows: Table) -> dict[str, Any]:
+def comparison_view(run: AnyPath, summary: Mapping[str, Any], rows: Table) -> dict[str, Any]:
     """Everything that the template needs of a comparison.
 
     Args:
@@ -208,14 +208,15 @@ def _task_view(name: str, about: Mapping[str, Any], arms: Sequence[dict[str, Any
     }  # fmt: skip
 
 
-def _extra(run: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
+def _extra(run: AnyPath, entry: Mapping[str, Any]) -> dict[str, Any]:
     """A picture that the experiment drew. Raises RunError when its file is missing, outside the run or no inline SVG."""
     path = run / entry["file"]
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read ({error}): remove it from summary.json's pictures or draw it anew") from error
-    if not path.resolve().is_relative_to(run.resolve()) or "<svg" not in text or "<script" in text.lower():
+    inside = run.resolve().parts
+    if path.resolve().parts[: len(inside)] != inside or "<svg" not in text or "<script" in text.lower():
         raise RunError(f"{path} is no picture of this run as tlray draws them: remove it from summary.json's pictures or draw it anew")
     return {"svg": text[text.index("<svg") :], "title": entry["title"], "caption": entry["caption"]}
 

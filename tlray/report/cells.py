@@ -1,7 +1,7 @@
 """What the page shows of one cell (a task with a backbone): read from the run directory, turned into pictures and sentences."""
 
+import io
 import shlex
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,24 +12,25 @@ from tlray.report import diagnosis, plots
 from tlray.report.importance import importance
 from tlray.report.stats import rescale
 from tlray.report.style import Table
+from tlray.storage import AnyPath
 
 PREDICTIONS = ("val_probabilities", "val_labels", "test_probabilities", "test_labels")
 
 
-def read_predictions(path: Path) -> dict[str, np.ndarray]:
+def read_predictions(path: AnyPath) -> dict[str, np.ndarray]:
     """The winner's calibrated probabilities float [N, K] and labels, by the names in PREDICTIONS.
 
     Raises RunError when the file is damaged or lacks an array.
     """
     try:
         ordinary(path)
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             return {name: file[name] for name in PREDICTIONS}
     except DAMAGED as error:
         raise RunError(f"{path} cannot be read ({error}): the run directory is damaged, run the search anew") from error
 
 
-def cell_view(run: Path, entry: dict[str, Any], rows: Table, partial: bool) -> dict[str, Any]:
+def cell_view(run: AnyPath, entry: dict[str, Any], rows: Table, partial: bool) -> dict[str, Any]:
     """Everything that the template needs of one cell.
 
     Args:
@@ -103,7 +104,7 @@ def _test_pictures(entry: dict[str, Any], predicted: dict[str, np.ndarray] | Non
     }
 
 
-def _commands(run: Path, entry: dict[str, Any]) -> list[str]:
+def _commands(run: AnyPath, entry: dict[str, Any]) -> list[str]:
     model = shlex.quote(str(run / entry["cell"] / "model"))
     return [f"tlray predict {model} IMAGE.png", f"tlray evaluate {model} --task npz:OTHER.npz"]
 

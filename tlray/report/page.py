@@ -18,6 +18,7 @@ from tlray.report.arms import comparison_view
 from tlray.report.cells import cell_view
 from tlray.report.style import Table, nice, standalone
 from tlray.results import read_results, read_summary
+from tlray.storage import AnyPath, place
 
 HERE = Path(__file__).parent
 _MAYBE = type(None)
@@ -64,14 +65,14 @@ MISSING = "–"
 """Stands where there is no number."""
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: str | AnyPath) -> AnyPath:
     """Build `report.html` in a run directory from what lies in it, atomically, and return its path.
 
     Reads summary.json, results.parquet, test_ledger.jsonl, of a search <cell>/predictions.npz, of a comparison the pictures that it
     names. The same directory gives the same bytes. Every picture drawn here is also put into `pictures/report-*.svg`, for slides.
     Raises RunError when one of them is missing (predictions of a partial run may be) or damaged.
     """
-    run = Path(run)
+    run = place(run)
     summary, rows = read_summary(run), read_results(run)
     check_summary(run / "summary.json", summary)
     ledger = read_ledger(run / "test_ledger.jsonl")
@@ -88,12 +89,12 @@ def write_report(run: Path) -> Path:
             write_bytes(run / "pictures" / f"report-{name}.svg", standalone(svg).encode(errors="backslashreplace"))
         write_bytes(run / "report.html", page.encode(errors="backslashreplace"))
     except OSError as error:
-        place = error.filename or run / "report.html"
-        raise RunError(f"{place} cannot be written ({error.strerror}): make room or get permission") from error
+        file = error.filename or run / "report.html"
+        raise RunError(f"{file} cannot be written ({error.strerror}): make room or get permission") from error
     return run / "report.html"
 
 
-def check_summary(path: Path, summary: Any) -> None:
+def check_summary(path: AnyPath, summary: Any) -> None:
     """Raise RunError unless everything that the page reads stands in a summary, of the right type."""
     for where, part, wanted in _parts(summary):
         for name, kind in wanted.items():
@@ -152,7 +153,7 @@ def _complete(rows: Table) -> Table:
     return rows if "arm" in rows else rows.assign(arm="")
 
 
-def _render(run: Path, summary: dict[str, Any], rows: Table, ledger: list[dict[str, Any]]) -> tuple[str, dict[str, str]]:
+def _render(run: AnyPath, summary: dict[str, Any], rows: Table, ledger: list[dict[str, Any]]) -> tuple[str, dict[str, str]]:
     """The page, and the pictures drawn for it by name."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
@@ -199,7 +200,7 @@ def legible(svg: str) -> str:
     return svg.replace('style="max-width', f'style="min-width:{float(found[1]):.0f}px;max-width', 1) if found else svg
 
 
-def read_ledger(path: Path) -> list[dict[str, Any]]:
+def read_ledger(path: AnyPath) -> list[dict[str, Any]]:
     """Every opening of the test split, {"task", "purpose", "time", "images"}; none when there is no file. RunError when damaged."""
     if not path.exists():
         return []

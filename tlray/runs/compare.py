@@ -11,7 +11,7 @@ from tlray.cluster.session import started
 from tlray.cluster.trial import Job
 from tlray.config import Config
 from tlray.data.task import Task, open_task
-from tlray.errors import ConfigError, RunError, UserError
+from tlray.errors import ConfigError, RunError, StorageError, UserError
 from tlray.report.comparing import compare_arms, conclusion
 from tlray.report.stats import Spread
 from tlray.results import Trial, read_summary, read_trials, rows_of
@@ -98,6 +98,8 @@ def compare(
         prepare_weights([config for _, config in grid.configs], run)
         try:
             _train(grid, run)
+        except StorageError:
+            raise  # there is nowhere to leave a partial table
         except UserError as error:
             cut_short = error
         except KeyboardInterrupt:

@@ -19,6 +19,7 @@ from tlray.models.classifier import Classifier
 from tlray.models.kinds import KINDS
 from tlray.report.stats import bootstrap, t_interval
 from tlray.results import Trial, trial_folder, winner
+from tlray.storage import AnyPath
 from tlray.training.calibration import fit_temperature, operating_threshold
 from tlray.training.checkpoint import checkpoint_of_epoch
 from tlray.training.fit import load
@@ -29,7 +30,7 @@ SEED_METRICS = ("accuracy", "auroc", "balanced_accuracy", "f1")
 """Test metrics that are given over the seeds of the winning configuration."""
 
 
-def assemble(cell: Path, trial: Trial, epoch: int, places: Places) -> Prepared:
+def assemble(cell: AnyPath, trial: Trial, epoch: int, places: Places) -> Prepared:
     """The whole model of one epoch of a trial, in eval mode and float32: frozen stages from `weights`, the rest from its checkpoint.
 
     Raises RunError when the checkpoint is missing or damaged, or the weights have changed.
@@ -46,7 +47,7 @@ def logits_of(model: Classifier, task: Task, images: np.ndarray) -> torch.Tensor
     return Model(model, about, {}, Path()).logits(images).double()
 
 
-def deliver(cell: Path, trials: list[Trial], places: Places, ledger: Path, banner: list[str], rule: str) -> dict[str, Any]:
+def deliver(cell: AnyPath, trials: list[Trial], places: Places, ledger: AnyPath, banner: list[str], rule: str) -> dict[str, Any]:
     """Choose the winner by validation, open the test split once for it, write `model/` and `predictions.npz`; its entry's figures.
 
     One of the trials must have had an epoch. Raises RunError when the winner's checkpoint is missing or damaged.
@@ -94,14 +95,14 @@ def _figures(kind: str, probabilities: np.ndarray, test: Split, threshold: Any) 
     return {"test": bootstrap(kind, probabilities, labels, names, groups=test.groups), "test_at_threshold": decided}
 
 
-def write_predictions(path: Path, val: np.ndarray, val_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray) -> None:
+def write_predictions(path: AnyPath, val: np.ndarray, val_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray) -> None:
     """Calibrated probabilities and labels of the winner, from which the report draws its curves."""
     buffer = io.BytesIO()
     np.savez(buffer, val_probabilities=val, val_labels=val_labels, test_probabilities=test, test_labels=test_labels)
     write_bytes(path, buffer.getvalue())
 
 
-def seed_figures(cell: Path, repeats: list[Trial], first: dict[str, float], places: Places, ledger: Path) -> dict[str, Any] | None:
+def seed_figures(cell: AnyPath, repeats: list[Trial], first: dict[str, float], places: Places, ledger: AnyPath) -> dict[str, Any] | None:
     """Test metrics of the winning configuration over its seeds, with a t-interval; the winner itself is the first of them.
 
     Each is judged at its own best validation epoch, at threshold .5, on uncalibrated probabilities. Intervals end at 0 and 1, as the

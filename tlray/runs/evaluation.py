@@ -18,6 +18,7 @@ from tlray.models.classifier import describe
 from tlray.models.kinds import KINDS
 from tlray.results import Trial, trial_folder
 from tlray.runs.delivery import assemble, logits_of
+from tlray.storage import AnyPath
 from tlray.training.calibration import operating_threshold
 from tlray.training.metrics import evaluate
 from tlray.training.setup import Prepared
@@ -32,7 +33,7 @@ class TestDoor:
 
     __test__ = False  # pytest takes it for a test otherwise
 
-    def __init__(self, ledger: Path, purpose: str):
+    def __init__(self, ledger: AnyPath, purpose: str):
         self.ledger, self.purpose = ledger, purpose
         self._opened: dict[Path, Split] = {}
 
@@ -67,7 +68,7 @@ class Scored:
         return None if threshold is None else evaluate(self.kind, self.probabilities["test"], self.labels["test"], threshold)
 
 
-def score(cell: Path, trial: Trial, minimise: bool, places: Places, door: TestDoor) -> Scored:
+def score(cell: AnyPath, trial: Trial, minimise: bool, places: Places, door: TestDoor) -> Scored:
     """Score a training, or read what an interrupted run has scored before.
 
     Raises RunError when its checkpoint or its file is damaged.
@@ -119,9 +120,9 @@ def _packed(arrays: dict[str, np.ndarray], facts: dict[str, float]) -> bytes:
     return buffer.getvalue()
 
 
-def _read(file: Path) -> Scored:
+def _read(file: AnyPath) -> Scored:
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         facts = {name.removeprefix("fact_"): float(value) for name, value in arrays.items() if name.startswith("fact_")}
         probabilities = {name: arrays[f"{name}_probabilities"].astype(np.float64) for name in SPLITS}

@@ -2,11 +2,9 @@
 
 import contextlib
 import json
-import os
 import platform
 import re
 import shlex
-import shutil
 import sys
 import tempfile
 import time
@@ -24,12 +22,17 @@ import tlray
 from tlray.cache import Places, read_sealed, write_bytes, write_sealed
 from tlray.cluster.resources import Resources, cluster, divide, machine
 from tlray.config import Config
+from tlray.data.task import open_task
 from tlray.errors import Interrupted, RunError, refusal, unwritable
+from tlray.lending import lend, shelf_beside
+from tlray.models.weights import file_name, weights_file
 from tlray.report.page import check_summary, write_report
 from tlray.report.style import standalone
 from tlray.results import read_summary, write_results
 from tlray.runs.claims import Claim
-from tlray.training.pretrain import missing_pretraining
+from tlray.runs.lease import held
+from tlray.storage import AnyPath, RemotePath, place, remove_tree
+from tlray.training.pretrain import missing_pretraining, pretraining_config
 from tlray.training.setup import available_threads
 
 PACKAGES = ("ray", "torch", "torchvision", "optuna", "medmnist", "scikit-learn", "numpy")
@@ -42,7 +45,7 @@ BEGUN = re.compile(r"\.lock$|\.run\.json\.")
 class Run:
     """A run directory and what was asked of it."""
 
-    folder: Path
+    folder: AnyPath
     places: Places
     resources: Resources
     console: Console = field(default_factory=Console)
@@ -54,29 +57,34 @@ class Run:
         return self.folder.name
 
     @property
-    def ledger(self) -> Path:
+    def ledger(self) -> AnyPath:
         """Where every opening of the test split is written down."""
         return self.folder / "test_ledger.jsonl"
 
 
-def new_run(folder: str | Path, data: str | None = None, resume: bool = False) -> Run:
+def new_run(folder: str | AnyPath, data: str | None = None, resume: bool = False) -> Run:
     """A run directory for `compare`, made where it is missing, with all that this machine has; `data` as in `Places.data`.
 
     Raises RunError when it holds something already and `resume` is not set.
     """
-    folder = Path(folder).expanduser().resolve()
+    where = place(folder)
+    folder = where.expanduser().resolve() if isinstance(where, Path) else where
     if not resume:
         check_folder(folder, resume=False)
     folder.mkdir(parents=True, exist_ok=True)
-    return Run(folder, Places(data=data, run=str(folder)), divide(machine(), 0, None, None, None))
+    return Run(folder, Places(data=data, run=str(folder), shelf=shelf_beside(folder)), divide(machine(), 0, None, None, None))
 
 
-def check_folder(folder: Path, resume: bool) -> None:
+def check_folder(folder: AnyPath, resume: bool) -> None:
     """Raise RunError when a run directory exists without `resume`, or with it does not, or cannot be made; leaves nothing behind."""
+    if isinstance(folder, RemotePath):
+        folder.reach()
     if resume and not (folder / "run.json").is_file():
         raise RunError(f"{folder} is no run that could be resumed: check --storage and --name, or leave out --resume")
-    if not resume and folder.exists() and (not folder.is_dir() or not all(map(BEGUN.match, os.listdir(folder)))):
+    if not resume and folder.exists() and (not folder.is_dir() or not all(BEGUN.match(each.name) for each in folder.iterdir())):
         raise RunError(f"{folder} exists already: give another --name, or --resume to take it up")
+    if isinstance(folder, RemotePath):
+        return
     above = next(each for each in [folder, *folder.parents] if each.exists())
     try:
         tempfile.TemporaryDirectory(prefix=".tlray-", dir=above).cleanup()  # os.access says yes to root, also where nothing can be made
@@ -85,7 +93,7 @@ def check_folder(folder: Path, resume: bool) -> None:
 
 
 @contextlib.contextmanager
-def opened(folder: Path, asked: dict[str, Any], resume: bool) -> Iterator[None]:
+def opened(folder: AnyPath, asked: dict[str, Any], resume: bool) -> Iterator[None]:
     """Make a new run directory, or take up an old one that was asked the same; only one process at a time may.
 
     Raises RunError when `check_folder` does, when the run was asked something else, or when it is in use.
@@ -93,7 +101,7 @@ def opened(folder: Path, asked: dict[str, Any], resume: bool) -> Iterator[None]:
     check_folder(folder, resume)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
+        with held(folder) if isinstance(folder, RemotePath) else FileLock(folder / ".lock", timeout=0):
             if resume:
                 _same_question(folder / "run.json", asked)
             else:
@@ -105,12 +113,12 @@ def opened(folder: Path, asked: dict[str, Any], resume: bool) -> Iterator[None]:
         if not unwritable(error):
             raise
         if not (folder / "run.json").is_file():
-            shutil.rmtree(folder, ignore_errors=True)  # nothing was begun: the same command may have the name when there is room
+            remove_tree(folder)  # nothing was begun: the same command may have the name when there is room
             raise RunError(refusal(error, folder)) from error
         raise RunError(f"{refusal(error, folder)}, and the same command with --resume goes on") from error
 
 
-def finished(folder: Path) -> dict[str, Any] | None:
+def finished(folder: AnyPath) -> dict[str, Any] | None:
     """The summary of a run that has come to its end, None otherwise."""
     if not (folder / "summary.json").is_file():
         return None
@@ -124,7 +132,7 @@ def interrupted(run: Run) -> Interrupted:
     return Interrupted(f"interrupted; what is done is saved: the same command with --resume goes on in {run.folder}")
 
 
-def _same_question(file: Path, asked: dict[str, Any]) -> None:
+def _same_question(file: AnyPath, asked: dict[str, Any]) -> None:
     try:
         before = read_sealed(file)
     except (OSError, ValueError):
@@ -148,7 +156,11 @@ def _differences(name: str, before: Any, now: Any) -> Iterator[tuple[str, Any, A
 
 
 def prepare_weights(configs: Sequence[Config], run: Run) -> None:
-    """Pretrain whatever weights these trainings need and that are not there, in as few TorchTrainers as possible."""
+    """Pretrain whatever weights these trainings need and that are not there, in as few TorchTrainers as possible.
+
+    First, what they read is lent to the nodes that lack it.
+    """
+    _lend(configs, run)
     needed: dict[str, Config] = {}
     for config in configs:
         source = missing_pretraining(config, run.places)
@@ -170,6 +182,20 @@ def prepare_weights(configs: Sequence[Config], run: Run) -> None:
     started = time.monotonic()
     pretrain_all(sources, run.places, resources, run.name, run.folder / "ray")
     run.console.print(f"  done in {time.monotonic() - started:.0f} s", markup=False)
+
+
+def _lend(configs: Sequence[Config], run: Run) -> None:
+    if run.places.shelf is None:
+        return
+    own, tasks, files = replace(run.places, shelf=None), {}, {}
+    for config in {replace(config, seed=0): config for config in configs}.values():
+        source = pretraining_config(config)
+        for each in (config, source) if source else (config,):
+            if (each.task, each.size) not in tasks:
+                tasks[each.task, each.size] = open_task(each.task, each.size, own).folder
+        if source is None and config.weights != "none":
+            files[file_name(config.weights, config.backbone)] = weights_file(config.weights, config.backbone, own)
+    lend(run.folder, run.places, tasks, files)
 
 
 def finish(

@@ -3,19 +3,19 @@
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from tlray.cache import read_json, read_sealed, write_sealed
 from tlray.cluster.sampler import Sampler
 from tlray.cluster.trial import Job
 from tlray.data.loader import mix
-from tlray.errors import RunError, UserError
+from tlray.errors import RunError, StorageError, UserError
 from tlray.results import Trial, rank_key, read_trials, rows_of, winner
 from tlray.runs.delivery import deliver, describe_task, repeats_of, seed_figures
 from tlray.runs.folder import Run, finish, interrupted, prepare_weights
 from tlray.runs.planning import Cell
 from tlray.runs.progress import Display
+from tlray.storage import AnyPath
 
 
 def search(
@@ -127,6 +127,8 @@ def _partial_if_cut_short(cells: Sequence[Cell], run: Run) -> Iterator[None]:
     except KeyboardInterrupt:
         _write_partial(cells, run)
         raise interrupted(run) from None
+    except StorageError:
+        raise  # there is nowhere to leave it
     except UserError:
         _write_partial(cells, run)
         raise
@@ -164,6 +166,6 @@ def _partial_entry(cell: Cell, run: Run) -> dict[str, Any]:
     return {**_entry(cell, run, read_trials(run.folder / cell.name)), **empty}
 
 
-def _model_facts(folder: Path) -> dict[str, Any]:
+def _model_facts(folder: AnyPath) -> dict[str, Any]:
     metrics = read_json(folder / "model" / "metrics.json")
     return {name: metrics[name] for name in ("parameters", "megabytes", "ms_per_image")}

@@ -4,14 +4,18 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 from tlray.cache import digest, read_json
 from tlray.errors import ConfigError
+from tlray.storage import RemotePath, place
 
 BUDGET_GIB = 8.0
 """Room for all features of a node, `$TLRAY_FEATURES_GIB` if that is set; one pair of splits may take half of it."""
+PINNED_SECONDS = 86400.0
+"""How long a run in an object store keeps features after it has last opened them."""
 RECORD = "extractions.jsonl"
 """File beside the features with a line for each extraction: key, images, seconds, lanes."""
 
@@ -40,11 +44,14 @@ def pin(folder: Path, run: str | None) -> None:
 
 
 def pinned(folder: Path) -> bool:
-    """Whether a run that has not come to its end reads these features."""
-    return any(_unfinished(Path(pin.read_text())) for pin in folder.glob("pins/*"))
+    """Whether a run that has not come to its end reads these features; one in an object store is not asked, but given a day."""
+    return any(_unfinished(pin) for pin in folder.glob("pins/*"))
 
 
-def _unfinished(run: Path) -> bool:
+def _unfinished(pin: Path) -> bool:
+    run = place(pin.read_text())
+    if isinstance(run, RemotePath):
+        return time.time() - pin.stat().st_mtime < PINNED_SECONDS
     if not run.is_dir():
         return False
     try:

@@ -1,6 +1,5 @@
 """Weights that tlray makes itself: `weights="SOURCE[/autoencoder]?field=value"` is a training on SOURCE, cached by Config and data."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +9,10 @@ from tlray.cache import Places, digest
 from tlray.config import AS_WEIGHTS, AUTOENCODER_SUFFIX, Config, pretraining_source
 from tlray.data.task import open_task
 from tlray.errors import ConfigError, NotPrepared, WeightsError
+from tlray.lending import borrow_folder, lend_folder
 from tlray.models.autoencoder import Autoencoder
 from tlray.models.weights import Encoder, open_weights, read_tensors, save_weights
+from tlray.storage import AnyPath, place, remove_tree
 from tlray.training.checkpoint import checkpoint_of_epoch, newest_checkpoint, save_checkpoint
 from tlray.training.fit import Epoch, fit, load
 from tlray.training.setup import Prepared, prepare
@@ -49,13 +50,19 @@ def pretrained_folder(config: Config, places: Places) -> Path:
 
 
 def encoder_file(config: Config, places: Places) -> Path:
-    """The safetensors file that `pretrain` leaves: of a classifier the whole, of an autoencoder the backbone."""
-    return pretrained_folder(config, places) / "encoder.safetensors"
+    """The safetensors file that `pretrain` leaves: of a classifier the whole, of an autoencoder the backbone; borrowed where missing."""
+    return _here(pretrained_folder(config, places) / "encoder.safetensors", places)
 
 
 def autoencoder_file(config: Config, places: Places) -> Path:
-    """The safetensors file that `pretrain` leaves of an autoencoder besides: backbone and decoder."""
-    return pretrained_folder(config, places) / "autoencoder.safetensors"
+    """The safetensors file that `pretrain` leaves of an autoencoder besides: backbone and decoder; borrowed where missing."""
+    return _here(pretrained_folder(config, places) / "autoencoder.safetensors", places)
+
+
+def _here(file: Path, places: Places) -> Path:
+    if not file.is_file():
+        borrow_folder("pretrained", file.parent.name, places)
+    return file
 
 
 def missing_pretraining(config: Config, places: Places) -> Config | None:
@@ -73,7 +80,9 @@ def pretrain(config: Config, places: Places, world: World | None = None, report:
     world = world or World.current()
     lead = world.rank == 0
     folder = pretrained_folder(config, places)
-    work = folder / "checkpoints"
+    work: AnyPath = folder / "checkpoints"
+    if places.shelf is not None:  # every rank must see them, and another node go on
+        work = place(places.shelf) / "pretraining" / folder.name
     for epoch in fit(config, places, resume=newest_checkpoint(work), world=world):
         if lead:
             save_checkpoint(work, epoch.state())
@@ -85,11 +94,13 @@ def pretrain(config: Config, places: Places, world: World | None = None, report:
         best = prepare(config, places)
         load(best, checkpoint_of_epoch(work, newest.meta["best"]))
         _keep(folder, best, newest.meta)
-        shutil.rmtree(work)
+        lend_folder(folder, places)
+        remove_tree(work)
     return encoder_file(config, places)
 
 
 def _keep(folder: Path, best: Prepared, meta: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     row = meta["history"][meta["best"] - 1]
     about = {
         "backbone": best.config.backbone, "mean": best.model.mean.tolist(), "std": best.model.std.tolist(),
