@@ -1,5 +1,6 @@
 """A real S3 protocol server on loopback in a process of its own, and a gate in front of it that can be shut and opened."""
 
+import os
 import selectors
 import socket
 import subprocess
@@ -105,14 +106,17 @@ class Store:
 
 
 @contextmanager
-def served(log: Path) -> Iterator[Store]:
-    """A server with an empty bucket for the length of the block; CREDENTIALS stand in the environment of all tests."""
+def served(log: Path, **settings: str) -> Iterator[Store]:
+    """A server with an empty bucket for the length of the block; CREDENTIALS stand in the environment of all tests.
+
+    settings: moto's own, as environment variables.
+    """
     from pyarrow.fs import FileSystem
 
     port = free_port()
     with ExitStack() as stack, open(log, "wb") as out:
         command = [str(server()), "-H", "127.0.0.1", "-p", str(port)]
-        process = stack.enter_context(subprocess.Popen(command, stdout=out, stderr=out))
+        process = stack.enter_context(subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | settings))
         stack.callback(process.kill)
         wait_until(lambda: answers(port) or process.poll() is not None, 60)
         assert process.poll() is None, log.read_text()

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from s3_server import Store
+from s3_server import Store, served
 
 from tlray import storage
 from tlray.cache import append_line, write_json
@@ -122,6 +122,23 @@ def test_an_address_that_nobody_answers_at_is_named_at_once():
         nobody.reach()
 
 
+def reach_often(there: RemotePath) -> None:
+    for _ in range(3):
+        there.reach()
+
+
+def test_a_store_that_does_not_know_the_key_says_so_at_once(object_store: Store, tmp_path: Path):
+    """The server asks nobody for the first actions, of which the making of the bucket is one."""
+    with served(tmp_path / "log", INITIAL_NO_AUTH_ACTION_COUNT="3") as locked:
+        there = place(locked.uri("runs"))
+        assert isinstance(there, RemotePath)
+        started = time.monotonic()
+        with pytest.raises(StorageError, match=r"s3://runs/runs.* is refused \(.*credentials") as raised:
+            reach_often(there)
+        assert time.monotonic() - started < 30
+        assert "tests-secret" not in str(raised.value)
+
+
 def test_a_short_outage_is_waited_out(object_store: Store, remote: RemotePath, caplog):
     (remote / "before").write_bytes(b"1")
     object_store.gate.shut()
@@ -145,6 +162,17 @@ def test_a_server_that_hangs_is_waited_for(object_store: Store, remote: RemotePa
     finally:
         waking.join()
     assert (remote / "during").read_bytes() == b"2"
+
+
+def test_a_server_that_hangs_on_is_given_up(object_store: Store, remote: RemotePath, monkeypatch):
+    monkeypatch.setattr(storage, "ANSWER", 1.0)
+    monkeypatch.setattr(storage, "PATIENCE", 2.0)
+    os.kill(object_store.process.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(StorageError, match=r"did not answer for 2 s \(it took the question and said nothing"):
+            (remote / "during").write_bytes(b"2")
+    finally:
+        os.kill(object_store.process.pid, signal.SIGCONT)
 
 
 def test_a_long_outage_is_one_sentence_after_a_bounded_time(object_store: Store, remote: RemotePath, monkeypatch):

@@ -11,9 +11,10 @@ import posixpath
 import secrets
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +31,10 @@ Answer = TypeVar("Answer")
 
 PATIENCE = 120.0
 """Seconds for which a store that does not answer is asked again, before what is done gives up."""
+ANSWER, SLOWEST = 60.0, 1e6
+"""Longest silence of a store that has taken the question, in seconds, and the slowest transfer that is waited for, in bytes/s."""
+LARGEST = 1e9
+"""Bytes of the largest object that is read, as far as waiting goes."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
 """Seconds between two tries; each pause is twice the one before."""
 AT_ONCE = 16
@@ -133,7 +138,7 @@ class RemotePath:
                 if store.get_file_info(path).size == len(data):  # else it was replaced between pyarrow's look at its size and its reading
                     return data
 
-        return self._ask(read)
+        return self._ask(read, size=LARGEST)
 
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
@@ -149,11 +154,11 @@ class RemotePath:
 
     def write_bytes(self, data: bytes) -> None:
         """Write the whole object; a reader sees the old one or the new one."""
-        self._put(lambda: io.BytesIO(data))
+        self._put(lambda: io.BytesIO(data), len(data))
 
     def upload(self, file: Path) -> None:
         """Write the object from a file, piece by piece."""
-        self._put(lambda: file.open("rb"))
+        self._put(lambda: file.open("rb"), file.stat().st_size)
 
     def download(self, file: Path) -> None:
         """Write the object's content to a file, piece by piece. FileNotFoundError when it is not there."""
@@ -162,7 +167,7 @@ class RemotePath:
             with store.open_input_stream(path) as source, open(file, "wb") as target:
                 shutil.copyfileobj(source, target, 1 << 22)
 
-        self._ask(fetch)
+        self._ask(fetch, size=LARGEST)
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete the object."""
@@ -199,21 +204,21 @@ class RemotePath:
     def _info(self) -> "fs.FileInfo":
         return self._ask(lambda store, path: store.get_file_info(path))
 
-    def _put(self, source: Callable[[], Any]) -> None:
+    def _put(self, source: Callable[[], Any], size: float) -> None:
         def put(store: "fs.FileSystem", path: str) -> None:
             with source() as opened, store.open_output_stream(path) as stream:
                 shutil.copyfileobj(opened, stream, 1 << 22)
 
         if why := handed_over(self):
             raise StorageError(why)
-        self._ask(put)
+        self._ask(put, size=size)
 
-    def _ask(self, what: Callable[["fs.FileSystem", str], Answer], patience: float | None = None) -> Answer:
-        """Do it, again and again while the store does not answer. FileNotFoundError is an answer."""
+    def _ask(self, what: Callable[["fs.FileSystem", str], Answer], patience: float | None = None, size: float = 0) -> Answer:
+        """Do it, again and again while the store does not answer. FileNotFoundError is an answer. size: bytes that go to and fro."""
         until, pause = time.monotonic() + (PATIENCE if patience is None else patience), FIRST_PAUSE
         while True:
             try:
-                return what(*self.filesystem())
+                return _within(ANSWER + size / SLOWEST, lambda: what(*self.filesystem()))
             except FileNotFoundError:
                 raise
             except OSError as error:
@@ -319,6 +324,25 @@ def _connected(root: str, query: str) -> tuple["fs.FileSystem", str]:
         return FileSystem.from_uri(root + (f"?{query}" if query else ""))
     except (ArrowException, ValueError) as error:
         raise StorageError(f"{root} cannot be understood with the options {query!r} ({_said(error)}): check them") from None
+
+
+def _within(seconds: float, work: Callable[[], Answer]) -> Answer:
+    """`work()`; TimeoutError after so many seconds, when its thread is left behind: pyarrow sets no limit to a server that hangs."""
+    outcome: Future[Answer] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return outcome.result(seconds)
+    except TimeoutError:
+        if outcome.done():
+            raise
+        raise TimeoutError(f"it took the question and said nothing for {seconds:.0f} s") from None
 
 
 def _said(error: BaseException) -> str:

@@ -56,9 +56,12 @@ def undated(name: str) -> str:
     return re.sub(r"-[0-9a-f]{16}\.safetensors$", "", name)
 
 
+def cell_name(run: RemotePath) -> str:
+    return next((each.name for each in run.iterdir() if each.name.endswith("small_cnn")), "none yet")
+
+
 def trials_of(run: RemotePath) -> list[Trial]:
-    cells = [each for each in run.iterdir() if each.name.endswith("small_cnn")]
-    return read_trials(cells[0]) if cells else []
+    return read_trials(run / cell_name(run))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +107,7 @@ def test_every_command_reads_it(in_store: RemotePath, on_disk: Path, file: Path,
     assert (in_store / "report.html").read_bytes() == before
     with np.load(file) as arrays:
         Image.fromarray(arrays["test_images"][0]).save(tmp_path / "one.png")
-    cell = next(each for each in in_store.iterdir() if each.name.endswith("small_cnn"))
+    cell = in_store / cell_name(in_store)
     answers = []
     for model in (str(cell / "model"), str(on_disk / cell.name / "model")):
         assert main(["predict", model, str(tmp_path / "one.png"), "--json"]) == 0
@@ -135,3 +138,42 @@ def test_a_store_that_is_away_for_twenty_seconds_changes_nothing(file: Path, obj
         assert driver.wait(timeout=200) == 0, (tmp_path / "log").read_text()
     pd.testing.assert_frame_equal(table(run), table(on_disk))
     assert judged(run) == judged(on_disk)
+
+
+IMPATIENT = "import sys; from tlray import storage; from tlray.cli import tune; storage.PATIENCE = 2.0; sys.exit(tune(sys.argv[1:]))"
+
+
+@pytest.mark.slow
+def test_a_store_that_stays_away_ends_the_search_in_one_sentence_and_it_is_resumed(
+    file: Path, object_store: Store, on_disk: Path, tmp_path: Path
+):
+    run, command = remote(object_store, "gone/run"), arguments(file, object_store.uri("gone"), "run")
+    with open(tmp_path / "out", "w") as out, open(tmp_path / "err", "w") as err:
+        driver = subprocess.Popen([sys.executable, "-c", IMPATIENT, *command], stdout=out, stderr=err)
+        wait_until(lambda: any(trial.ended for trial in trials_of(run)) or driver.poll() is not None, 120)
+        object_store.gate.shut()
+        try:
+            assert driver.wait(timeout=200) == 2, (tmp_path / "err").read_text()
+        finally:
+            object_store.gate.open()
+    said = [line for line in (tmp_path / "err").read_text().splitlines() if line.startswith("tlray: ")]
+    assert len(said) == 1
+    assert "did not answer for 2 s" in said[0]
+    assert "--resume goes on" in said[0]
+    assert "Traceback" not in (tmp_path / "err").read_text()
+    ended = [trial.number for trial in trials_of(run) if trial.ended]
+    written = {number: (run / cell_name(run) / "trials" / f"{number:04d}" / "trial.json").modified() for number in ended}
+    assert 0 < len(ended) < 4
+    assert tune([*command, "--resume"]) == 0
+    assert {number: (run / cell_name(run) / "trials" / f"{number:04d}" / "trial.json").modified() for number in ended} == written
+    pd.testing.assert_frame_equal(table(run), table(on_disk))
+    assert judged(run) == judged(on_disk)
+
+
+@pytest.mark.slow
+def test_a_trial_of_torch_trainer_leaves_the_same_in_a_store(file: Path, object_store: Store, on_disk: Path, ray_session):
+    run = remote(object_store, "trainer/run")
+    more = ("--workers-per-trial", "1", "--trials", "1")
+    assert tune(arguments(file, object_store.uri("trainer"), "run", *more)) == 0
+    first = table(on_disk)
+    pd.testing.assert_frame_equal(table(run).dropna(axis=1), first[first["trial"] == 0].dropna(axis=1))
