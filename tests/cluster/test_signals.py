@@ -94,7 +94,8 @@ def test_ctrl_c_twice_is_out_within_two_seconds(moment: str, npz: Path, tmp_path
     command.wait_for(command.starts_ray if moment == "Ray starts" else command.has_checkpoint)
     there = command.family()
     seconds = command.interrupt_twice()
-    assert command.process.returncode == 130
+    late = {-signal.SIGINT} if moment == "Ray starts" else set()  # when Python was all but gone: a shell calls that 130 too
+    assert command.process.returncode in {130} | late
     said = command.errors.read_bytes()
     assert seconds < 2, said
     assert said.endswith(LEAVING) or moment == "Ray starts"
