@@ -1,10 +1,13 @@
 """A user's mistake ends in one sentence that says what, where and what to do; nothing that looks like a finished run is left."""
 
+import io
 import json
+import os
 import pickle
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +119,25 @@ def image_file_that_is_no_image(folder: Path, toy: Path) -> Path:
     return root
 
 
+def pipe(folder: Path, toy: Path) -> Path:
+    """Reading it never ends."""
+    os.mkfifo(folder / "weights.pt")
+    return folder / "weights.pt"
+
+
+def larger_than_any_memory(folder: Path, toy: Path) -> Path:
+    """An npz whose training images claim to be a thousand million million."""
+    path = folder / "bad.npz"
+    with np.load(toy) as file, zipfile.ZipFile(path, "w") as packed:
+        for key, array in file.items():
+            shape = (10**15, 28, 28) if key == "train_images" else array.shape
+            header = {"descr": array.dtype.str, "fortran_order": False, "shape": shape}
+            buffer = io.BytesIO()
+            np.lib.format.write_array_header_1_0(buffer, header)
+            packed.writestr(f"{key}.npy", buffer.getvalue() + array.tobytes())
+    return path
+
+
 def empty_folder(folder: Path, toy: Path) -> Path:
     return folder
 
@@ -184,6 +206,14 @@ MISTAKES = {
     "zipped pickle as weights": Mistake(
         "--tasks npz:{toy} --backbones mobilenet_v2 --weights {file}", ("{file}", "not unpickled"), zipped_pickle_as_weights
     ),
+    "pipe as weights": Mistake("--tasks npz:{toy} --backbones mobilenet_v2 --weights {file}", ("{file}", "no ordinary file"), pipe),
+    "npz that claims more than memory": Mistake(
+        "--tasks npz:{file} --weights none", ("{file}", "no whole npz"), larger_than_any_memory
+    ),
+    "home of nobody": Mistake("--tasks npz:~nobody_of_that_name/x.npz --weights none", ("~nobody_of_that_name", "no path")),
+    "seed beyond any float": Mistake(f"--tasks digits --seed {'9' * 400}", ("seed=999", "out of range")),
+    "more trials than anybody wants": Mistake("--tasks digits --trials 1000001", ("--trials", "at most 1,000,000")),
+    "GPUs that are no number": Mistake("--tasks digits --gpus-per-trial nan", ("--gpus-per-trial",)),
     "npz as weights": Mistake("--tasks npz:{toy} --backbones mobilenet_v2 --weights {toy}", ("{toy}", "weights")),
     "frozen stages without weights": Mistake(TOY + " --set unfreeze=gradual", ("unfreeze='gradual'", "weights='none'")),
     "more stages than there are": Mistake(TOY.replace("none", "phantom_chest") + " --set unfreeze=last_9", ("last_9", "small_cnn")),

@@ -141,7 +141,11 @@ DAMAGED = (
 
 def ordinary(path: str | AnyPath) -> None:
     """Raise OSError where something stands that is no ordinary file: reading a pipe or a device may never end."""
-    if not isinstance(path, RemotePath) and os.path.exists(path) and not os.path.isfile(path):
+    if isinstance(path, RemotePath):
+        return
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
 
 

@@ -46,7 +46,8 @@ def _figures(row: dict[str, Any], width: int) -> str:
 
 def svg_file(text: str) -> Path:
     """The SVG file that a command is to write. Raises ConfigError when it cannot be one."""
-    path = absolute(text)
+    absolute(text)  # refuses what is no path
+    path = Path(text).expanduser()
     if path.suffix.lower() != ".svg":
         raise ConfigError(f"--out {text}: the picture is an SVG, name a file that ends in .svg")
     if not path.parent.is_dir():

@@ -71,7 +71,7 @@ def _prepared(spec: str, size: int, places: Places) -> Path:
             build_once(folder, lambda temporary: prepare(source, size, temporary))
         except OSError as error:
             if unwritable(error):
-                raise DataError(f"{spec} cannot be prepared: {refusal(error, folder)}") from None
+                raise DataError(f"{spec} cannot be prepared in {folder}: {refusal(error)}") from None
             raise DataError(f"{spec} cannot be prepared in {folder}: {error}") from None
     return folder
 

@@ -137,15 +137,14 @@ def _unfit(config: dict[str, Any]) -> str | None:
         Config(backbone=config["backbone"], size=config["size"], dropout=config["dropout"])
     except ConfigError as error:
         return str(error)
-    if len(classes) < 2 - (config["kind"] == "multilabel") or not all(isinstance(name, str) for name in classes):
-        return "classes"
-    if len(set(classes)) < len(classes) or (config["kind"] == "binary" and len(classes) != 2):
+    named = all(isinstance(name, str) for name in classes)
+    if not named or len(classes) < 2 - (config["kind"] == "multilabel") or len(set(classes)) < len(classes):
         return "classes"
     if channels not in (1, 3) or not 0 < config["temperature"] < math.inf:
         return "channels or temperature"
     for name in ("mean", "std"):
         values = config[name]
-        if len(values) not in (1, channels) or not all(_finite(each) and (name == "mean" or each > 0) for each in values):
+        if len(values) not in (1, 3) or not all(_finite(each) and (name == "mean" or each > 0) for each in values):
             return name
     several = config["kind"] == "multilabel"
     thresholds = threshold if isinstance(threshold, list) else [threshold]

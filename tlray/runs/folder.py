@@ -26,7 +26,7 @@ from tlray.data.task import open_task
 from tlray.errors import Interrupted, RunError, refusal, unwritable
 from tlray.lending import lend, shelf_beside
 from tlray.models.weights import file_name, weights_file
-from tlray.report.page import check_summary, write_report
+from tlray.report.page import write_report
 from tlray.report.style import standalone
 from tlray.results import read_summary, write_results
 from tlray.runs.claims import Claim
@@ -123,7 +123,6 @@ def finished(folder: AnyPath) -> dict[str, Any] | None:
     if not (folder / "summary.json").is_file():
         return None
     summary = read_summary(folder)
-    check_summary(folder / "summary.json", summary)
     return None if summary["partial"] else summary
 
 
