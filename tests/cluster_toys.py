@@ -6,6 +6,8 @@ Trials run in other processes; a pickled `ToyJob` makes them import this module,
 import os
 import signal
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -152,3 +154,13 @@ def all_cpus_free() -> bool:
     import ray
 
     return ray.available_resources().get("CPU", 0.0) == ray.cluster_resources()["CPU"]
+
+
+def get(url: str, token: str | None = None) -> tuple[int, bytes]:
+    """Status and body of a page of a dashboard."""
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()

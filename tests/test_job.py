@@ -76,6 +76,12 @@ def test_the_dashboard_line_says_how_to_log_in(console, tmp_path):
     assert printed(console).strip() == f"Dashboard: http://127.0.0.1:8265 (log in with the token that `cat {tmp_path}/token` prints)"
 
 
+def test_a_clusters_dashboard_is_said_to_be_on_its_head(console, tmp_path):
+    print_dashboard(console, Session("127.0.0.1:8265", tmp_path / "token", joined=True), joined_only=True)
+    assert "http://127.0.0.1:8265 on the cluster's head, which `ray dashboard cluster.yaml` brings" in printed(console)
+    assert f"cat {tmp_path}/token" in printed(console)
+
+
 def test_without_a_dashboard_nothing_is_said_of_it(console):
     print_dashboard(console, Session("", None, joined=True))
     assert printed(console) == ""

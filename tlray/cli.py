@@ -53,6 +53,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold-rule", default="youden", metavar="RULE", help="operating threshold: youden, or sensitivity@SPECIFICITY"
     )
+    parser.add_argument("--tensorboard", action="store_true", help="also write every trial's curves as TensorBoard event files")
     add_storage_arguments(parser)
 
 
@@ -112,6 +113,10 @@ def _report(arguments: argparse.Namespace) -> int:
     from tlray.report.page import write_report
 
     print(write_report(arguments.run))
+    if arguments.tensorboard:
+        from tlray.report.tensorboard import write_tensorboard
+
+        print(f"tensorboard --logdir {write_tensorboard(arguments.run)}")
     return 0
 
 
@@ -218,6 +223,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("compare", help="train named values under several seeds (tlray compare --help)", add_help=False)
     report = commands.add_parser("report", help="build report.html from a run's directory")
     report.add_argument("run", metavar="RUN", help="the run's directory, or its URI in an object store")
+    report.add_argument("--tensorboard", action="store_true", help="also write every trial's curves as event files")
     report.set_defaults(handler=_report)
     evaluate = commands.add_parser("evaluate", help="score a delivered model on a data set")
     evaluate.add_argument("model", metavar="MODEL", help="the model's folder")

@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +17,13 @@ from rich.text import Text
 
 from tlray.arguments import absolute
 from tlray.cache import Places, read_sealed
-from tlray.cluster.resources import Resources, cluster, divide, machine
+from tlray.cluster.resources import Node, Resources, cluster, divide, machine, total
 from tlray.cluster.sampler import check_space
 from tlray.cluster.session import Session, started
 from tlray.config import Config, parse_settings
 from tlray.errors import Interrupted, RunError
 from tlray.lending import shelf_beside
+from tlray.report.tensorboard import write_tensorboard
 from tlray.results import read_summary
 from tlray.runs.folder import Run, check_folder, finished, interrupted, opened
 from tlray.runs.planning import DEFAULT_BACKBONES, Cell, Scale, choose_tasks, default_scale, estimate, plan_cells
@@ -35,7 +37,8 @@ def tune_backbones(arguments: argparse.Namespace, places: Places) -> None:
     """Search every (task, backbone) that was asked for. Raises the UserError of whatever is wrong, before Ray starts where it can."""
     fixed = parse_settings(arguments.settings)
     folder = check_name(arguments.storage, arguments.name or time.strftime("%Y%m%d-%H%M%S"), arguments.resume)
-    scale, resources = _scale(arguments, folder), resources_of(arguments)
+    nodes = nodes_there()
+    scale, resources = _scale(arguments, folder, nodes), _resources(arguments, nodes)
     check_rule(arguments.threshold_rule)
     trials, base = arguments.trials or scale.trials, replace(_base(arguments, scale), threads=resources.cpus)
     tasks, banner = choose_tasks(arguments.tasks, base.size, places)
@@ -49,7 +52,8 @@ def train_one(arguments: argparse.Namespace, places: Places) -> None:
     """Train one configuration and deliver its model: a search of one trial."""
     fixed = parse_settings(arguments.settings)
     folder, arguments.concurrent = check_name(arguments.storage, arguments.name or time.strftime("%Y%m%d-%H%M%S"), arguments.resume), 1
-    scale, resources = _scale(arguments, folder), resources_of(arguments)
+    nodes = nodes_there()
+    scale, resources = _scale(arguments, folder, nodes), _resources(arguments, nodes)
     check_rule(arguments.threshold_rule)
     base = replace(_base(arguments, scale), threads=resources.cpus, backbone=arguments.backbone)
     cells, banner = plan_cells([arguments.task], [arguments.backbone], arguments.weights, base, fixed, places, space={}, first=[{}])
@@ -57,10 +61,10 @@ def train_one(arguments: argparse.Namespace, places: Places) -> None:
     _search(arguments, folder, places, resources, cells, banner, 1, 1, None)
 
 
-def _scale(arguments: argparse.Namespace, folder: AnyPath) -> Scale:
-    """What is done where no flag says how much: by the machine, but after a resume as the run began, wherever it goes on."""
+def _scale(arguments: argparse.Namespace, folder: AnyPath, nodes: Sequence[Node]) -> Scale:
+    """What is done where no flag says how much: by what is there, but after a resume as the run began, wherever it goes on."""
     if not arguments.resume:
-        return default_scale(machine())
+        return default_scale({name: total(nodes, name) for name in ("CPU", "GPU")})
     try:
         begun = read_sealed(folder / "run.json")
         bases = [cell["base"] for cell in begun["cells"]]
@@ -92,13 +96,22 @@ def _base(arguments: argparse.Namespace, scale: Scale) -> Config:
     )
 
 
-def resources_of(arguments: argparse.Namespace) -> Resources:
-    """What a trial gets, by this machine's figures; on a joined cluster by the cluster's, which is asked first."""
-    asked = (arguments.workers_per_trial, arguments.concurrent, arguments.cpus_per_trial, arguments.gpus_per_trial, arguments.elastic)
+def nodes_there() -> list[Node]:
+    """This machine, or the machines of the cluster that RAY_ADDRESS names, which is asked."""
     if os.environ.get("RAY_ADDRESS"):
         with started():
-            return divide(cluster(), *asked)
-    return divide(machine(), *asked)
+            return cluster()
+    return [machine()]
+
+
+def resources_of(arguments: argparse.Namespace) -> Resources:
+    """What a trial gets of what is there."""
+    return _resources(arguments, nodes_there())
+
+
+def _resources(arguments: argparse.Namespace, nodes: Sequence[Node]) -> Resources:
+    asked = (arguments.workers_per_trial, arguments.concurrent, arguments.cpus_per_trial, arguments.gpus_per_trial, arguments.elastic)
+    return divide(nodes, *asked)
 
 
 def check_name(storage: str, name: str, resume: bool) -> AnyPath:
@@ -125,6 +138,8 @@ def _search(
     with opened(folder, asked, arguments.resume):
         if (done := finished(folder)) is not None:
             say(console, f"{folder} is finished already")
+            if arguments.tensorboard:
+                write_tensorboard(folder)
             print_table(console, done)
             print_next(run, done)
             return
@@ -145,6 +160,8 @@ def _search(
             raise
         except KeyboardInterrupt:
             raise interrupted(run) from None
+        if arguments.tensorboard:
+            write_tensorboard(folder)
     print_next(run, summary)
 
 
@@ -212,7 +229,8 @@ def print_dashboard(console: Console, session: Session, joined_only: bool = Fals
     """Print where to watch, and how to log in; at the end only where the dashboard goes on without us."""
     if session.dashboard and (session.joined or not joined_only):
         login = f"log in with the token that `cat {session.token}` prints" if session.token else "no login needed"
-        say(console, f"Dashboard: http://{session.dashboard} ({login})")
+        where = " on the cluster's head, which `ray dashboard cluster.yaml` brings to your machine" if session.joined else ""
+        say(console, f"Dashboard: http://{session.dashboard}{where} ({login})")
 
 
 def print_table(console: Console, summary: dict[str, Any]) -> None:
@@ -255,6 +273,8 @@ def print_next(run: Run, summary: dict[str, Any]) -> None:
     model = run.folder / best["cell"] / "model"
     say(run.console, f"report  {run.folder / 'report.html'}")
     say(run.console, f"model   {model}")
+    if (run.folder / "tensorboard").is_dir():
+        say(run.console, f"curves  tensorboard --logdir {shlex.quote(str(run.folder / 'tensorboard'))}")
     quoted, whole = shlex.quote(str(model)), shlex.quote(str(run.folder))
     for command in (f"predict {quoted} IMAGE.png", f"evaluate {quoted} --task npz:YOUR.npz", f"report {whole}"):
         say(run.console, f"next    tlray {command}")

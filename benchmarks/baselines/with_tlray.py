@@ -27,7 +27,7 @@ def main() -> None:
     first = [{name: getattr(config, name) for name in varied} for config in configs]
     folder = Path(request["folder"]) / "run"
     folder.mkdir()
-    run = Run(folder, Places(request["data"], offline=True, run=str(folder)), divide(machine(), 0, None, None, None))
+    run = Run(folder, Places(request["data"], offline=True, run=str(folder)), divide([machine()], 0, None, None, None))
     with started():
         cells, _ = plan_cells([base.task], [base.backbone], base.weights, base, {}, run.places, space={}, first=first)
         winner = best_by_validation(cells, run, trials=len(configs), seed=0)

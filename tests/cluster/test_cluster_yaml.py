@@ -1,6 +1,7 @@
 """cluster.yaml passes Ray's own validator, and keeps each promise of its header."""
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from tlray.cluster.resources import declared_by_file, total
+
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
+PAGE = ROOT / "docs" / "cluster.md"
 
 
 @pytest.fixture
@@ -70,14 +74,36 @@ def test_the_head_takes_no_work_and_is_on_demand(raw):
     assert "InstanceMarketOptions" not in head["node_config"]
 
 
-def test_workers_are_spot_gpus_that_scale_from_zero(raw):
-    assert workers(raw)
+def test_workers_are_on_spot_and_scale_from_zero(raw):
     for worker in workers(raw).values():
         assert worker["min_workers"] == 0
-        assert 1 <= worker["max_workers"] <= raw["max_workers"]
-        assert worker["resources"]["GPU"] >= 1
+        assert worker["max_workers"] <= raw["max_workers"]
         assert worker["resources"]["CPU"] >= 1
         assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+        assert worker["node_config"]["ImageId"] == raw["available_node_types"]["head"]["node_config"]["ImageId"]
+    assert len({worker["node_config"]["InstanceType"] for worker in workers(raw).values()}) == len(workers(raw))
+
+
+def test_there_are_machines_with_one_gpu_and_with_four(raw):
+    gpus = {name: worker["resources"].get("GPU", 0) for name, worker in workers(raw).items() if worker["max_workers"]}
+    assert gpus == {"gpu_1": 1, "gpu_4": 4}
+    assert sum(worker["max_workers"] for worker in workers(raw).values()) == raw["max_workers"]
+
+
+def test_the_line_of_the_page_makes_it_a_cluster_without_gpus(raw, tmp_path):
+    """The page's own command, run as it stands there."""
+    (line,) = re.findall(r"^(sed .* cluster\.yaml > cpu\.yaml)", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    (tmp_path / "cluster.yaml").write_text(TEXT)
+    subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True)
+    without = yaml.safe_load((tmp_path / "cpu.yaml").read_text())
+    validate_config(prepare_config(without))
+    assert {name: each["max_workers"] for name, each in workers(without).items()} == {"gpu_1": 0, "gpu_4": 0, "cpu": 4}
+    assert total(declared_by_file(tmp_path / "cpu.yaml"), "GPU") == 0
+    assert total(declared_by_file(tmp_path / "cpu.yaml"), "CPU") == 32
+    cpu = without["available_node_types"]["cpu"]
+    assert "--gpus all" in raw["docker"]["worker_run_options"]
+    assert cpu["docker"]["worker_run_options"] == []
+    assert without | {"available_node_types": None} == raw | {"available_node_types": None}
 
 
 def test_idle_workers_are_given_back_and_nothing_stays_on_the_bill(raw):
@@ -147,8 +173,11 @@ def test_there_are_three_places_to_edit():
     marks = {number: [line for line in TEXT.splitlines() if f"EDIT {number}" in line] for number in (1, 2, 3)}
     assert len(marks[1]) == 1
     assert "region:" in marks[1][0]
-    assert len(marks[2]) == 2
-    assert all("InstanceType" in line or "resources" in line for line in marks[2])
+    assert marks[2][0].startswith("  # EDIT 2")
+    assert len(marks[2]) == 5
+    assert all("InstanceType" in line or "resources" in line for line in marks[2][1:])
+    first, last = (TEXT.index(marks[2][index]) for index in (0, -1))
+    assert TEXT[first:last].count("\n") < 25, "one place"
     assert len(marks[3]) == 1
     assert re.search(r"TLRAY_STORAGE=s3://\S+/\S+", marks[3][0])
     assert "EDIT 4" not in TEXT
@@ -161,7 +190,7 @@ def test_the_region_is_written_once(raw):
 
 
 def test_every_role_of_the_file_is_explained_in_the_page(raw):
-    page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
     for each in raw["available_node_types"].values():
         assert each["node_config"]["IamInstanceProfile"]["Name"] in page
-    assert "not yet exercised on a real cluster" in page.lower()
+    assert "not been tried on AWS" in page

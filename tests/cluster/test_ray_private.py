@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from tlray.cluster.ray_private import dashboard_url, declared_maximum
+from tlray.cluster.ray_private import dashboard_url, declared_nodes
 from tlray.cluster.resources import cluster
 from tlray.cluster.session import Session
 
@@ -15,9 +15,9 @@ def test_the_dashboards_address_is_the_one_that_ray_gives(ray_session: Session):
     assert dashboard_url() == context.dashboard_url == ray_session.dashboard  # type: ignore[union-attr]
 
 
-def test_a_plain_machine_declares_no_maximum(ray_session: Session):
-    assert not declared_maximum()
-    assert cluster() == {"CPU": 2.0, "GPU": 0.0}
+def test_a_plain_machine_declares_nothing(ray_session: Session):
+    assert not declared_nodes()
+    assert cluster() == [{"CPU": 2.0, "GPU": 0.0}]
 
 
 def test_there_is_no_dashboard_where_no_ray_runs():
@@ -25,7 +25,7 @@ def test_there_is_no_dashboard_where_no_ray_runs():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "''"
 
 
-def test_a_declared_maximum_counts_beside_what_is_there(ray_session: Session):
+def test_declared_nodes_count_beside_what_is_there(ray_session: Session):
     """As a cluster's manager reports it to Ray: up to three nodes of 4 CPUs and a GPU, of which none is there.
 
     `ray.cluster_utils.AutoscalingCluster` is no use here: its template is not in the wheel, and it stops every Ray of the machine.
@@ -39,8 +39,8 @@ def test_a_declared_maximum_counts_beside_what_is_there(ray_session: Session):
     key, namespace = _raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, _raylet.GCS_AUTOSCALER_STATE_NAMESPACE  # type: ignore[attr-defined]
     _internal_kv_put(key, config.SerializeToString(), namespace=namespace)
     try:
-        assert declared_maximum() == {"CPU": 12, "GPU": 3}
-        assert cluster() == {"CPU": 12.0, "GPU": 3.0}
+        assert declared_nodes() == [{"CPU": 4, "GPU": 1}] * 3
+        assert cluster() == [{"CPU": 4.0, "GPU": 1.0}] * 3
     finally:
         _internal_kv_del(key, namespace=namespace)
-    assert not declared_maximum()
+    assert not declared_nodes()

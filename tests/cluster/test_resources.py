@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tlray.cluster.resources import Resources, declared_by_file, divide, machine
+from tlray.cluster.resources import Resources, declared_by_file, divide, machine, places_for, total
 from tlray.errors import RunError
 
 LAPTOP, SERVER = {"CPU": 2.0, "GPU": 0.0}, {"CPU": 32.0, "GPU": 4.0}
@@ -35,7 +35,7 @@ BIG, WEAK = {"CPU": 64.0, "GPU": 0.0}, {"CPU": 2.0, "GPU": 4.0}
     ],
 )
 def test_what_is_left_open_is_filled_in_and_fits(has: dict[str, float], asked: tuple, gets: tuple):
-    divided = divide(has, *asked)
+    divided = divide([has], *asked)
     assert divided == Resources(*gets)
     assert divided.concurrent * divided.processes * divided.cpus <= has["CPU"]
     assert divided.concurrent * divided.processes * divided.gpus <= has["GPU"]
@@ -62,22 +62,22 @@ def test_what_is_left_open_is_filled_in_and_fits(has: dict[str, float], asked: t
 )
 def test_what_does_not_fit_is_refused_with_its_numbers(has: dict[str, float], asked: tuple, numbers: tuple[str, ...]):
     with pytest.raises(RunError) as caught:
-        divide(has, *asked)
+        divide([has], *asked)
     assert [number for number in numbers if number not in str(caught.value)] == []
 
 
 def test_the_refusal_says_whose_resources_they_are(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(RunError, match="this machine has 2"):
-        divide(LAPTOP, 64, None, None, None)
+        divide([LAPTOP], 64, None, None, None)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     with pytest.raises(RunError, match="the cluster has 2"):
-        divide(LAPTOP, 64, None, None, None)
+        divide([LAPTOP], 64, None, None, None)
 
 
 def test_a_default_division_of_this_machine_fits_it():
     has = machine()
-    assert divide(has, 0, None, None, None).cpus <= has["CPU"]
+    assert divide([has], 0, None, None, None).cpus <= has["CPU"]
 
 
 def test_the_plan_says_how_trials_run():
@@ -105,25 +105,55 @@ def test_the_plan_says_how_trials_run():
     ],
 )
 def test_the_plan_says_why_so_many_trials_run_at_once(has, workers, concurrent, gpus, why):
-    assert why in divide(has, workers, concurrent, None, gpus).describe()
+    assert why in divide([has], workers, concurrent, None, gpus).describe()
+
+
+ONE_GPU, FOUR_GPUS, HEAD = {"CPU": 8.0, "GPU": 1.0}, {"CPU": 48.0, "GPU": 4.0}, {"CPU": 0.0, "GPU": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "gets"),
+    [
+        # asked: workers, concurrent, cpus, gpus; gets: workers, concurrent, cpus, gpus
+        ([HEAD, ONE_GPU, ONE_GPU, FOUR_GPUS], (0, None, None, None), (0, 6, 8, 1.0)),  # and not 64 CPUs / 6: ONE_GPU has 8
+        ([HEAD, ONE_GPU, ONE_GPU, FOUR_GPUS], (4, None, None, None), (4, 1, 12, 1.0)),
+        ([HEAD, ONE_GPU, ONE_GPU, FOUR_GPUS], (0, None, 12, 1), (0, 4, 12, 1)),
+        ([LAPTOP, LAPTOP], (0, 1, None, None), (0, 1, 2, 0.0)),  # and not 4, which no machine has
+        ([LAPTOP, LAPTOP], (4, None, None, None), (4, 1, 1, 0.0)),
+        ([LAPTOP, {"CPU": 1.0, "GPU": 0.0}], (0, None, 2, None), (0, 1, 2, 0.0)),
+    ],
+)
+def test_no_process_is_split_over_two_machines(nodes: list[dict[str, float]], asked: tuple, gets: tuple):
+    divided = divide(nodes, *asked)
+    assert divided == Resources(*gets)
+    assert places_for(nodes, divided.cpus, divided.gpus) >= divided.concurrent * divided.processes
+
+
+def test_what_fits_in_all_but_on_no_single_machine_is_refused():
+    with pytest.raises(RunError, match=r"1 worker with 3 CPUs and 0 GPUs each on one machine, .* has room for 0: lower --cpus-per-trial"):
+        divide([LAPTOP, LAPTOP], 0, None, 3, None)
+    with pytest.raises(RunError, match=r"3 workers with 12 CPUs .* room for 2"):
+        divide([ONE_GPU, ONE_GPU, {"CPU": 24.0, "GPU": 1.0}], 3, None, 12, 0)
 
 
 def test_a_cluster_file_declares_what_it_may_grow_to(tmp_path: Path):
-    """Our own cluster.yaml: four GPU nodes at most, the head without CPUs. No file declares nothing."""
+    """Our own cluster.yaml: six GPU nodes at most, the head without CPUs. No file declares nothing."""
     root = Path(__file__).resolve().parents[2]
-    assert declared_by_file(root / "cluster.yaml") == {"CPU": 32.0, "GPU": 4.0}
-    assert declared_by_file(tmp_path / "none.yaml") == {}
+    ours = declared_by_file(root / "cluster.yaml")
+    assert ours == [HEAD, FOUR_GPUS, FOUR_GPUS, *[ONE_GPU] * 4]
+    assert (total(ours, "CPU"), total(ours, "GPU")) == (128, 12)
+    assert declared_by_file(tmp_path / "none.yaml") == []
     mixed = tmp_path / "mixed.yaml"
     mixed.write_text(
         "max_workers: 3\nhead_node_type: head\navailable_node_types:\n"
         "  head: {resources: {CPU: 2}}\n  one: {max_workers: 4, resources: {CPU: 8, GPU: 1}}\n"
         "  four: {max_workers: 1, resources: {CPU: 48, GPU: 4}}\n"
     )
-    assert declared_by_file(mixed) == {"CPU": 2 + 48 + 8 + 8, "GPU": 4 + 1 + 1}
+    assert declared_by_file(mixed) == [LAPTOP, FOUR_GPUS, ONE_GPU, ONE_GPU]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_cannot_shrink_cannot_be_elastic(workers: int):
     with pytest.raises(RunError, match="nothing to shrink"):
-        divide(LAPTOP, workers, None, None, None, elastic=True)
-    assert divide(LAPTOP, 2, None, None, None, elastic=True).elastic
+        divide([LAPTOP], workers, None, None, None, elastic=True)
+    assert divide([LAPTOP], 2, None, None, None, elastic=True).elastic

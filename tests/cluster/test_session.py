@@ -6,27 +6,17 @@ import stat
 import subprocess
 import sys
 import threading
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_toys import Scripted, hurry_marker, toy_config, toy_job
+from cluster_toys import Scripted, get, hurry_marker, toy_config, toy_job
 from waiting import wait_until
 
 from tlray.cache import Places
+from tlray.cluster.monitoring import OF_CELLS, OF_TRIALS
 from tlray.cluster.session import SETTINGS, Session, own_token, started, token_file
 from tlray.cluster.tuning import Book, search
-
-
-def get(url: str, token: str | None = None) -> tuple[int, bytes]:
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return answer.status, answer.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read()
 
 
 def api(session: Session, path: str) -> Any:
@@ -144,7 +134,7 @@ def in_background(target: Any, *arguments: Any) -> threading.Thread:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_running_trial_shows_by_its_name_and_its_gauges(workers: int, toy_npz, tmp_path: Path, places: Places, ray_session: Session):
-    """In process: under Actors as <run>-<task>-<backbone>. TorchTrainer: in the Train view as that and the trial's number."""
+    """In process: under Actors as <run>-<task>-<backbone>. TorchTrainer: in Ray Train's list as that and the trial's number."""
     import ray
     from ray.util.state import list_actors
 
@@ -167,10 +157,10 @@ def test_a_running_trial_shows_by_its_name_and_its_gauges(workers: int, toy_npz,
 
     try:
         wait_until(shown)
-        wait_until(lambda: gauges("epoch", "monitor", "train_loss", "trials_running"))
+        wait_until(lambda: gauges(*OF_TRIALS, "trials_running"))
     finally:
         hurry_marker().touch()
         search_.join(timeout=90)
         hurry_marker().unlink()
     assert not search_.is_alive()
-    wait_until(lambda: gauges("trials_done", "best"))
+    wait_until(lambda: gauges(*OF_CELLS))

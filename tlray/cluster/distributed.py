@@ -56,7 +56,7 @@ def torch_trainer(
     resources: Resources,
     callbacks: Sequence[UserCallback] = (),
 ) -> TorchTrainer:
-    """A TorchTrainer of `resources.workers` processes that run `loop(settings)`; shows as `name` in the dashboard's Train view.
+    """A TorchTrainer of `resources.workers` processes that run `loop(settings)`; Ray Train lists it as `name`.
 
     Ray would take up an earlier run of that name from its own snapshot; ours are taken up from their checkpoints, so it is cleared.
     """

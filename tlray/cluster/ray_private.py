@@ -8,8 +8,13 @@ def dashboard_url() -> str:
     return (_global_node.webui_url or "") if _global_node else ""
 
 
-def declared_maximum() -> dict[str, int] | None:
-    """Resources that an autoscaling cluster may grow to, by its own configuration; None where nothing is declared."""
+def declared_nodes() -> list[dict[str, float]]:
+    """Resources of every machine that an autoscaling cluster declares it may grow to; none where it declares nothing.
+
+    A group of machines without a limit counts with one.
+    """
     from ray._private.state import state
 
-    return state.get_max_resources_from_cluster_config()
+    config = state.get_cluster_config()
+    groups = config.node_group_configs if config else []
+    return [dict(group.resources) for group in groups for _ in range(group.max_count if group.max_count >= 0 else 1)]

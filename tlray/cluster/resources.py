@@ -1,6 +1,7 @@
 """Pre-flight arithmetic: what trials ask for against what the machine or the cluster has."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,8 +41,12 @@ class Resources:
         return f"{self.concurrent} at a time, each {where} with {self.cpus} CPU thread{'s' * (self.cpus > 1)}{gpu} per process ({self.why})"
 
 
-def machine() -> dict[str, float]:
-    """CPUs that this process may use and GPUs that torch sees, as Ray names them."""
+Node = dict[str, float]
+"""What one machine has, as Ray names it: {"CPU": ..., "GPU": ...}."""
+
+
+def machine() -> Node:
+    """CPUs that this process may use and GPUs that torch sees."""
     import torch
 
     return {"CPU": float(available_threads()), "GPU": float(torch.cuda.device_count())}
@@ -51,35 +56,47 @@ BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """The cluster file as `ray up` leaves it on the head."""
 
 
-def cluster() -> dict[str, float]:
-    """What the joined cluster has, or may grow to where it declares a maximum (to Ray, or in the head's cluster file)."""
+def cluster() -> list[Node]:
+    """The machines of the joined cluster, or those it may grow to where it declares them (to Ray, or in the head's cluster file)."""
     import ray
 
-    from tlray.cluster.ray_private import declared_maximum
+    from tlray.cluster.ray_private import declared_nodes
 
-    live, declared = ray.cluster_resources(), declared_maximum() or declared_by_file(BOOTSTRAP.expanduser())
-    return {name: max(live.get(name, 0.0), float(declared.get(name, 0.0))) for name in ("CPU", "GPU")}
+    live = [_node(each["Resources"]) for each in ray.nodes() if each["Alive"]]
+    declared = [_node(each) for each in declared_nodes()] or declared_by_file(BOOTSTRAP.expanduser())
+    return max(live, declared, key=lambda nodes: (total(nodes, "GPU"), total(nodes, "CPU")))
 
 
-def declared_by_file(path: Path) -> dict[str, float]:
-    """CPUs and GPUs of the most nodes that a cluster file allows, the head's among them; nothing where there is no file.
+def _node(resources: dict[str, float]) -> Node:
+    return {name: float(resources.get(name, 0.0)) for name in ("CPU", "GPU")}
 
-    Types with the most of a resource are counted first, up to the file's `max_workers` nodes.
+
+def total(nodes: Sequence[Node], name: str) -> float:
+    """All the CPUs or GPUs of these machines."""
+    return sum(node[name] for node in nodes)
+
+
+def declared_by_file(path: Path) -> list[Node]:
+    """The most machines that a cluster file allows, its head the first; none where there is no file.
+
+    Types with the most GPUs, then CPUs, are counted first, up to the file's `max_workers`.
     """
     if not path.is_file():
-        return {}
+        return []
     file = yaml.safe_load(path.read_text(encoding="utf-8"))
     types, head = file.get("available_node_types", {}), file.get("head_node_type")
-    most = {}
-    for name in ("CPU", "GPU"):
-        have = {key: float(each.get("resources", {}).get(name, 0)) for key, each in types.items()}
-        nodes = [have[key] for key, each in types.items() if key != head for _ in range(each.get("max_workers", 0))]
-        most[name] = have.get(head, 0.0) + sum(sorted(nodes, reverse=True)[: file.get("max_workers", 0)])
-    return most
+    workers = [_node(each.get("resources", {})) for key, each in types.items() if key != head for _ in range(each.get("max_workers", 0))]
+    workers.sort(key=lambda node: (node["GPU"], node["CPU"]), reverse=True)
+    return [_node(types.get(head, {}).get("resources", {})), *workers[: file.get("max_workers", 0)]]
+
+
+def places_for(nodes: Sequence[Node], cpus: float, gpus: float) -> int:
+    """How many processes of that size these machines hold; none is split over two."""
+    return sum(int(min(node["CPU"] / cpus, node["GPU"] / gpus if gpus else node["CPU"] / cpus) + 1e-9) for node in nodes)
 
 
 def divide(
-    has: dict[str, float], workers: int, concurrent: int | None, cpus: int | None, gpus: float | None, elastic: bool = False
+    nodes: Sequence[Node], workers: int, concurrent: int | None, cpus: int | None, gpus: float | None, elastic: bool = False
 ) -> Resources:
     """Fill in what the user left open, and refuse what does not fit.
 
@@ -96,15 +113,19 @@ def divide(
         raise RunError(f"--elastic with --workers-per-trial {workers}: there is nothing to shrink, name at least two workers")
     if workers < 0 or (gpus is not None and not gpus >= 0):
         raise RunError("--workers-per-trial and --gpus-per-trial cannot be negative")
-    total_cpus, total_gpus = int(has["CPU"]), has["GPU"]
+    total_cpus, total_gpus = int(total(nodes, "CPU")), total(nodes, "GPU")
     gpus = gpus if gpus is not None else (1.0 if total_gpus >= processes else 0.0)
     if workers > 1 and 0 < gpus < 1:
         raise RunError(f"--gpus-per-trial {gpus:g} with {workers} workers: several workers cannot share a GPU, give each a whole one")
     _refuse(processes * (cpus or 1), total_cpus, "CPU", processes, cpus or 1)
     _refuse(processes * gpus, total_gpus, "GPU", processes, gpus)
-    by_gpu = int(total_gpus / (processes * gpus) + 1e-9) if gpus else None
-    by_cpu = total_cpus // (processes * (cpus or 1))
-    fits = max(1, min(by_cpu, by_gpu) if by_gpu is not None else by_cpu)
+    room = places_for(nodes, cpus or 1, gpus)
+    if room < processes:
+        raise RunError(
+            f"one trial needs {processes} worker{'s' * (processes > 1)} with {cpus or 1} CPUs and {gpus:g} GPUs each on one machine, but "
+            f"{_place()} has room for {room}: lower --cpus-per-trial or --gpus-per-trial"
+        )
+    fits = room // processes
     if concurrent is not None and concurrent > fits:
         raise RunError(
             f"--concurrent {concurrent} needs {concurrent * processes * (cpus or 1)} CPUs and {concurrent * processes * gpus:g} GPUs, but "
@@ -112,7 +133,17 @@ def divide(
         )
     why = _why(concurrent, fits, gpus, workers)
     concurrent = concurrent or (fits if gpus else min(8, fits))
-    return Resources(workers, concurrent, cpus or max(1, total_cpus // (concurrent * processes)), gpus, why, elastic)
+    return Resources(workers, concurrent, cpus or _cpus_each(nodes, concurrent * processes, gpus), gpus, why, elastic)
+
+
+def _cpus_each(nodes: Sequence[Node], processes: int, gpus: float) -> int:
+    """The most CPUs that so many processes can have each, when every one has its place on a machine."""
+    most = int(max(node["CPU"] for node in nodes))
+    return next((cpus for cpus in range(most, 1, -1) if places_for(nodes, cpus, gpus) >= processes), 1)
+
+
+def _place() -> str:
+    return "the cluster" if os.environ.get("RAY_ADDRESS") else "this machine"
 
 
 def _why(concurrent: int | None, fits: int, gpus: float, workers: int) -> str:
@@ -128,8 +159,7 @@ def _why(concurrent: int | None, fits: int, gpus: float, workers: int) -> str:
 
 def _refuse(asked: float, has: float, name: str, processes: int, each: float) -> None:
     if asked > has:
-        place = "the cluster" if os.environ.get("RAY_ADDRESS") else "this machine"
         raise RunError(
-            f"one trial needs {asked:g} {name}s ({processes} worker{'s' * (processes > 1)} x {each:g}), but {place} has {has:g}: "
+            f"one trial needs {asked:g} {name}s ({processes} worker{'s' * (processes > 1)} x {each:g}), but {_place()} has {has:g}: "
             f"lower --workers-per-trial or --{name.lower()}s-per-trial"
         )

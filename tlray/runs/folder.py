@@ -20,7 +20,7 @@ from rich.console import Console
 
 import tlray
 from tlray.cache import Places, read_sealed, write_bytes, write_sealed
-from tlray.cluster.resources import Resources, cluster, divide, machine
+from tlray.cluster.resources import Resources, cluster, divide, machine, places_for
 from tlray.config import Config
 from tlray.data.task import open_task
 from tlray.errors import Interrupted, RunError, refusal, unwritable
@@ -72,7 +72,7 @@ def new_run(folder: str | AnyPath, data: str | None = None, resume: bool = False
     if not resume:
         check_folder(folder, resume=False)
     folder.mkdir(parents=True, exist_ok=True)
-    return Run(folder, Places(data=data, run=str(folder), shelf=shelf_beside(folder)), divide(machine(), 0, None, None, None))
+    return Run(folder, Places(data=data, run=str(folder), shelf=shelf_beside(folder)), divide([machine()], 0, None, None, None))
 
 
 def check_folder(folder: AnyPath, resume: bool) -> None:
@@ -169,11 +169,11 @@ def prepare_weights(configs: Sequence[Config], run: Run) -> None:
         return
     from tlray.cluster.distributed import pretrain_all  # imports Ray
 
-    has = cluster()
-    cpus, gpus = int(has["CPU"]), int(has["GPU"])
+    nodes = cluster()
+    on_gpus = places_for(nodes, 1, 1)
     at_once = run.resources.concurrent * run.resources.processes
-    workers = max(1, run.resources.workers, gpus or min(len(needed), cpus, at_once))
-    resources = Resources(workers, 1, max(1, cpus // workers), 1.0 if gpus else 0.0)
+    workers = on_gpus or max(1, run.resources.workers, min(len(needed), places_for(nodes, 1, 0), at_once))
+    resources = divide(nodes, workers, 1, None, 1.0 if on_gpus else 0.0)
     sources = [replace(each, threads=resources.cpus) for each in needed.values()]
     kinds = Counter(f"{each.backbone} on {each.task}{' (autoencoder)' * (each.objective == 'autoencoder')}" for each in sources)
     names = ", ".join(kind if count == 1 else f"{count} times {kind}" for kind, count in kinds.items())

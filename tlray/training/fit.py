@@ -27,6 +27,7 @@ class Epoch:
     number: from 1. phase: from 0. phases: how many there are. last: whether training ends with it.
     metrics: train_loss, train_accuracy (classification alone), val_<metric>, monitor, best (of the monitor so far), seconds.
     best: number of the best epoch so far: best monitor, ties by lower validation loss, then by earlier epoch.
+    images: that were trained on, over all ranks.
     state: copies the state after this epoch into a Checkpoint when called; valid until the next `next()`.
     """
 
@@ -36,6 +37,7 @@ class Epoch:
     last: bool
     metrics: dict[str, float]
     best: int
+    images: int
     history: list[dict[str, Any]]
     state: Callable[[], Checkpoint]
 
@@ -54,6 +56,7 @@ def fit(config: Config, places: Places | None = None, *, resume: Checkpoint | No
     check_batches(prepared, world)
     prepared.model.to(world.device)
     history: list[dict[str, Any]] = load(prepared, resume) if resume else []
+    images = config.steps_per_epoch * config.batch_size if config.steps_per_epoch else len(prepared.train)
     runner, phase = None, -1
     while (at := _locate(prepared, history)) is not None:
         started = time.monotonic()
@@ -69,7 +72,7 @@ def fit(config: Config, places: Places | None = None, *, resume: Checkpoint | No
         metrics = {key: value for key, value in history[-1].items() if key not in ("epoch", "phase", "phases")}
         last = _locate(prepared, history) is None
         state = _state_of(prepared, runner, history, best)
-        yield Epoch(len(history), at.phase, len(prepared.plan), last, metrics, best, history, state)
+        yield Epoch(len(history), at.phase, len(prepared.plan), last, metrics, best, images, history, state)
 
 
 def chance_level(config: Config, places: Places) -> float:
