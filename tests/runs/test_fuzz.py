@@ -53,7 +53,7 @@ def in_time() -> Iterator[None]:
 def is_partial(summary: Path) -> bool:
     """Whether a summary says that its run is not finished; a spoilt one says nothing."""
     try:
-        return json.loads(summary.read_text())["partial"] is True
+        return summary.is_file() and json.loads(summary.read_text())["partial"] is True
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 
