@@ -36,7 +36,7 @@ def write_tensorboard(run: str | AnyPath) -> AnyPath:
     return folder
 
 
-def _write_trial(folder: Path, history: list[dict[str, Any]], curves: list[str]) -> None:
+def _write_trial(folder: Path, history: list[dict[Any, Any]], curves: list[str]) -> None:
     from tensorboardX import SummaryWriter
     from tensorboardX.summary import hparams
 
