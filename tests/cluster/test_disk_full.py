@@ -46,7 +46,7 @@ def assert_whole(run: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kilobytes", [4, 500])
+@pytest.mark.parametrize("kilobytes", [4, 120])
 def test_a_full_storage_ends_a_search_which_goes_on_when_there_is_room(
     kilobytes: int, toy_npz, tmp_path: Path, ray_session: Session, capfd: pytest.CaptureFixture[str]
 ):
@@ -68,7 +68,7 @@ def test_a_full_storage_ends_a_search_which_goes_on_when_there_is_room(
 @pytest.mark.slow
 def test_a_full_storage_ends_a_search_of_torch_trainers(toy_npz, tmp_path: Path, ray_session: Session, capfd: pytest.CaptureFixture[str]):
     file = toy_npz(tmp_path / "toy.npz")
-    with small_disk(tmp_path / "disk", 500) as disk:
+    with small_disk(tmp_path / "disk", 120) as disk:
         assert tune(command(file, disk.folder, "--workers-per-trial", "1")) == 2
         assert_one_sentence(capfd.readouterr().err, disk.folder)
         assert not (disk.folder / "run" / "report.html").exists()
