@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from tlray.cluster.ray_private import dashboard_url, declared_nodes
+from tlray.cluster.ray_private import TUNE_LOGGER, dashboard_url, declared_nodes
 from tlray.cluster.resources import cluster
 from tlray.cluster.session import Session
 
@@ -13,6 +13,12 @@ def test_the_dashboards_address_is_the_one_that_ray_gives(ray_session: Session):
 
     context = ray.init(ignore_reinit_error=True)
     assert dashboard_url() == context.dashboard_url == ray_session.dashboard  # type: ignore[union-attr]
+
+
+def test_tune_speaks_of_failed_processes_through_its_controllers_logger():
+    from ray.tune.execution import tune_controller
+
+    assert tune_controller.logger is TUNE_LOGGER
 
 
 def test_a_plain_machine_declares_nothing(ray_session: Session):

@@ -1,5 +1,10 @@
 """The only place that imports private names of Ray; each is tested, so that a change in Ray is noticed (tests/cluster)."""
 
+import logging
+
+TUNE_LOGGER = logging.getLogger("ray.tune.execution.tune_controller")
+"""Where Tune says, with a traceback, that the process of a trial has failed."""
+
 
 def dashboard_url() -> str:
     """host:port of the dashboard of the Ray that this process has joined; "" where there is none."""

@@ -1,5 +1,6 @@
 """What Tune is told while it runs trials: whom to tell of lost processes, when to end, and how a trial's process takes SIGTERM."""
 
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -50,6 +51,21 @@ class Losses(tune.Callback):
         return {}
 
 
+class Brief(logging.Filter):
+    """Lets Tune say in one line what it says with a traceback: the process of a trial is lost, or could not reach the storage.
+
+    What is a bug of a training never comes there: the trial itself writes it down.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Shorten a record that carries an error; let all pass."""
+        if record.exc_info and (error := record.exc_info[1]):
+            first = str(getattr(error, "cause", None) or error).strip().partition("\n")[0]
+            record.msg, record.args, record.exc_info = f"{record.getMessage()}: {first}", (), None
+        return True
+
+
+BRIEF = Brief()
 NODE_CHECK_SECONDS = 5.0
 
 

@@ -20,8 +20,9 @@ from ray.tune.search import Searcher
 from tlray.cluster import interrupts
 from tlray.cluster.faults import LOST_PROCESSES
 from tlray.cluster.monitoring import cell_gauges
+from tlray.cluster.ray_private import TUNE_LOGGER
 from tlray.cluster.sampler import Sampler
-from tlray.cluster.supervision import Enough, Losses, heeding
+from tlray.cluster.supervision import BRIEF, Enough, Losses, heeding
 from tlray.cluster.trial import REFUSED, Job, distributed, in_process
 from tlray.config import Config
 from tlray.errors import RunError, StorageError, refusal, unwritable
@@ -293,6 +294,7 @@ def _run(queue: Queue, scheduler: TrialScheduler, seconds: float | None) -> None
         beside.mkdir(parents=True, exist_ok=True)
     enough = Enough(lambda: queue.book.refused or handed_over(job.cell), seconds)
     own = tempfile.TemporaryDirectory(prefix="tune-", dir=beside, ignore_cleanup_errors=True)
+    TUNE_LOGGER.addFilter(BRIEF)
     with interrupts.handled(), interrupts.patient(), own as folder:
         tune.Tuner(
             trainable,
