@@ -156,9 +156,11 @@ def test_the_report_is_fetched_and_everything_goes_down(lab: ClusterLab):
     lab.client("ray", "rsync-down", str(lab.yaml), "/shared/results/lost-host/", f"{lab.folder}/fetched/")
     assert (lab.folder / "fetched" / "report.html").read_bytes() == (there / "report.html").read_bytes()
     lab.step("report fetched to the laptop")
+    raylets = "pgrep 'raylet|gcs_serv'"  # of the names' first fifteen characters, and no longer itself
+    assert lab.on("head", raylets, check=False).split()
     lab.client("ray", "down", "-y", str(lab.yaml), seconds=180)
     lab.step("ray down")
-    assert lab.on("head", "pgrep -c 'raylet|gcs_server'", check=False).strip() == "0"
+    assert not lab.on("head", raylets, check=False).split()
     lab.down()
     lab.step("lab down")
     assert f"{lab.name}-" not in subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
