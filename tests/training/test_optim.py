@@ -59,12 +59,17 @@ def test_the_optimizer_holds_exactly_what_trains_in_every_phase(resnet, unfreeze
 def test_layer_decay_scales_the_rate_by_the_distance_from_the_head(resnet):
     config = config_of(layer_decay=0.5, lr=0.1)
     groups = parameter_groups(resnet, resnet.backbone.stage_names, config)
-    scales = {group["stage"]: group["scale"] for group in groups}
+    scales = {name: group["scale"] for group in groups for name in group["stages"]}
     assert scales == {"head": 1, "layer4": 1 / 2, "layer3": 1 / 4, "layer2": 1 / 8, "layer1": 1 / 16, "stem": 1 / 32}
     assert all(group["lr"] == 0.1 * group["scale"] for group in groups)
-    assert {group["stage"]: group["scale"] for group in parameter_groups(resnet, ("layer3", "layer4"), config)} == {
+    assert {name: group["scale"] for group in parameter_groups(resnet, ("layer3", "layer4"), config) for name in group["stages"]} == {
         "head": 1, "layer4": 1 / 2, "layer3": 1 / 4,
     }  # fmt: skip
+
+
+def test_stages_of_one_rate_share_their_groups(resnet):
+    groups = parameter_groups(resnet, ("layer3", "layer4"), config_of(weight_decay=0.3))
+    assert [(group["weight_decay"], group["stages"]) for group in groups] == [(each, {"layer3", "layer4", "head"}) for each in (0.3, 0.0)]
 
 
 def test_biases_and_norms_have_no_weight_decay(resnet):
@@ -77,7 +82,7 @@ def test_set_rates_gives_every_group_its_own_share_of_the_factor(resnet):
     config = config_of(layer_decay=0.5)
     optimizer = make_optimizer(resnet, ("layer4",), config)
     set_rates(optimizer, 0.2, 0.25)
-    assert {group["stage"]: group["lr"] for group in optimizer.param_groups} == {"layer4": 0.025, "head": 0.05}
+    assert {name: group["lr"] for group in optimizer.param_groups for name in group["stages"]} == {"layer4": 0.025, "head": 0.05}
 
 
 PLAIN = {

@@ -67,14 +67,16 @@ class SingleLabel:
         For softmax equal to torch's `cross_entropy(reduction="sum")`.
         """
         log_probabilities = self.log_likelihood(logits)
-        targets = targets * (1 - smoothing) + smoothing / targets.shape[1]
+        if smoothing:
+            targets = targets * (1 - smoothing) + smoothing / targets.shape[1]
         if weights is not None:
             targets = targets * weights
         return -(targets * log_probabilities).sum()
 
     def hits(self, logits: Tensor, labels: Tensor) -> Tensor:
         """How many images get their class: logits [N, outputs], labels int64 [N] -> scalar float64."""
-        return (self.log_likelihood(logits).argmax(dim=1) == labels).sum(dtype=torch.float64)
+        scores = self.log_likelihood(logits) if self.missing_outputs else logits  # a softmax has its largest where the logits have it
+        return (scores.argmax(dim=1) == labels).sum(dtype=torch.float64)
 
     def weight_sum(self, labels: Tensor, weights: Tensor | None = None) -> float:
         """What a summed loss is divided by: N, or the sum of the class weights of labels int64 [N] or soft targets [N, K]."""

@@ -62,8 +62,9 @@ class Display:
             knobs = f"{trial.arm}, seed {config['seed']}{fold}"
         reason = f": {trial.reason}" if trial.status in ("failed", "nonfinite") else ""
         reason += f", taken up {trial.lost} time{'s' * (trial.lost > 1)} after a lost process" if trial.lost else ""
+        epochs = f"{len(trial.history)} epoch{'s' * (len(trial.history) != 1)}"
         self.console.print(
-            f"  {cell} trial {trial.number} {trial.status} after {len(trial.history)} epochs, best {self.monitor} {best} ({knobs}){reason}",
+            f"  {cell} trial {trial.number} {trial.status} after {epochs}, best {self.monitor} {best} ({knobs}){reason}",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
 

@@ -114,8 +114,9 @@ def _state_of(prepared: Prepared, runner: PhaseRunner, history: list[dict], best
     def state() -> Checkpoint:
         kept = ("head.", *(f"backbone.{name}." for name in _trained_stages(prepared, history[-1]["phase"])))
         tensors = {f"model.{key}": value for key, value in prepared.model.state_dict().items() if key.startswith(kept)}
-        for index, values in runner.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items() if torch.is_tensor(value)}
+        for name, parameter in _optimized(prepared, runner).items():
+            values = runner.optimizer.state[parameter]
+            tensors |= {f"optimizer.{name}.{key}": value for key, value in values.items() if torch.is_tensor(value)}
         meta = {
             "config": prepared.config.to_dict(),
             "epoch": len(history),
@@ -139,12 +140,21 @@ def load(prepared: Prepared, checkpoint: Checkpoint) -> list[dict[str, Any]]:
     return checkpoint.meta["history"]
 
 
+def _optimized(prepared: Prepared, runner: PhaseRunner) -> dict[str, torch.nn.Parameter]:
+    """The optimizer's parameters by their names in the model, in the optimizer's order."""
+    names = {parameter: name for name, parameter in prepared.model.named_parameters()}
+    return {names[parameter]: parameter for group in runner.optimizer.param_groups for parameter in group["params"]}
+
+
 def load_optimizer(prepared: Prepared, runner: PhaseRunner, checkpoint: Checkpoint) -> None:
-    """Give the optimizer of a phase that was interrupted its state back."""
+    """Give the optimizer of a phase that was interrupted its state back. RunError when the checkpoint has another's."""
+    numbers = {name: index for index, name in enumerate(_optimized(prepared, runner))}
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in checkpoint.tensors.items():
         if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
+            name, kind = key.removeprefix("optimizer.").rsplit(".", 1)
+            if name not in numbers:
+                raise RunError(f"a checkpoint of this training holds the optimizer's state of {name!r}: another version of tlray wrote it")
             layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format  # as the network's own
-            state.setdefault(int(index), {})[name] = value.clone(memory_format=layout)
+            state.setdefault(numbers[name], {})[kind] = value.clone(memory_format=layout)
     runner.optimizer.load_state_dict({"state": state, "param_groups": runner.optimizer.state_dict()["param_groups"]})

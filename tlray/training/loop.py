@@ -194,7 +194,7 @@ class PhaseRunner:
         generator = torch.Generator(device).manual_seed(mix("augment", config.seed, epoch, world.rank))
         augment = AUGMENTS[config.augment] if config.augment != "none" else None
         factor = rate_factor(config, self.phase.epochs * self.steps, phase_values)
-        sums = torch.zeros(2, dtype=torch.float64, device=device)  # of losses and hits; read once, so that no step waits for the device
+        losses, hits = [], []  # of every step, on the device; read once, so that no step waits for it
         shares = [0.0, 0.0]  # of the losses' divisor, and images
         freeze(self.model, self.phase.trainable)
         batches = epoch_batches(
@@ -214,15 +214,16 @@ class PhaseRunner:
             self.optimizer.zero_grad(set_to_none=True)
             (loss_sum * (world.size / whole)).backward()  # DDP averages over ranks what is divided by the global weight here
             self.optimizer.step()
-            with torch.no_grad():
-                sums += torch.stack([loss_sum.double(), objective.hits(outputs, numbers)])
+            losses.append(loss_sum.detach())
+            hits.append(objective.hits(outputs.detach(), numbers))
             shares = [shares[0] + whole / world.size, shares[1] + len(mine)]
         for name in self.phase.trainable:
             world.average_buffers(getattr(self.model.backbone, name))
-        loss, hits, whole, count = world.sum(torch.cat([sums, torch.tensor(shares, dtype=torch.float64, device=device)])).tolist()
+        sums = torch.stack([torch.stack(losses).double().sum(), torch.stack(hits).sum()])
+        loss, right, whole, count = world.sum(torch.cat([sums, torch.tensor(shares, dtype=torch.float64, device=device)])).tolist()
         if not np.isfinite(loss):
             raise NonFiniteLoss(f"the training loss is not finite in epoch {epoch}")
-        return objective.train_metrics(loss / whole, hits, count)
+        return objective.train_metrics(loss / whole, right, count)
 
     @torch.no_grad()
     def validation_rows(self) -> np.ndarray:

@@ -77,7 +77,7 @@ class Classification:
 
     def whole(self, numbers: np.ndarray) -> float:
         """The number of images, or the sum of their class weights."""
-        return self.kind.weight_sum(self.labels[numbers], self.weights)
+        return float(len(numbers)) if self.weights is None else self.kind.weight_sum(self.labels[numbers], self.weights)
 
     def hits(self, outputs: Tensor, numbers: Tensor) -> Tensor:
         """Against the images' own labels, also where images were mixed."""
