@@ -217,8 +217,7 @@ class PhaseRunner:
             losses.append(loss_sum.detach())
             hits.append(objective.hits(outputs.detach(), numbers))
             shares = [shares[0] + whole / world.size, shares[1] + len(mine)]
-        for name in self.phase.trainable:
-            world.average_buffers(getattr(self.model.backbone, name))
+        world.average_buffers(getattr(self.model.backbone, name) for name in self.phase.trainable)
         sums = torch.stack([torch.stack(losses).double().sum(), torch.stack(hits).sum()])
         loss, right, whole, count = world.sum(torch.cat([sums, torch.tensor(shares, dtype=torch.float64, device=device)])).tolist()
         if not np.isfinite(loss):

@@ -1,5 +1,6 @@
 """The processes that train together, and sums and gatherings over them; knows torch.distributed and nothing of Ray."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,10 +42,10 @@ class World:
         dist.all_gather_object(parts, rows)
         return np.concatenate(parts)
 
-    def average_buffers(self, module: torch.nn.Module) -> None:
-        """Average the running statistics of batch-norm over all ranks."""
-        if self.size > 1:
-            for buffer in module.buffers():
-                if buffer.is_floating_point():
-                    dist.all_reduce(buffer)
-                    buffer /= self.size
+    def average_buffers(self, modules: Iterable[torch.nn.Module]) -> None:
+        """Average the running statistics of batch-norm over all ranks, all of them in one message."""
+        buffers = [each for module in modules for each in module.buffers() if each.is_floating_point()]
+        if self.size > 1 and buffers:
+            means = self.sum(torch.cat([each.flatten() for each in buffers])) / self.size
+            for buffer, mean in zip(buffers, means.split([each.numel() for each in buffers]), strict=True):
+                buffer.copy_(mean.view_as(buffer))
