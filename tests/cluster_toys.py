@@ -3,6 +3,7 @@
 Trials run in other processes; a pickled `ToyJob` makes them import this module, which registers the augmentations there too.
 """
 
+import contextlib
 import os
 import signal
 import time
@@ -15,13 +16,14 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from waiting import wait_until
 
 from tlray.cache import Places
 from tlray.cluster.resources import Resources
 from tlray.cluster.trial import Job
 from tlray.config import Config
 from tlray.registry import AUGMENTS
-from tlray.results import Trial
+from tlray.results import Trial, read_trials
 
 KILLED_AT_BATCH = 5
 _batches = {"count": 0, "told": 0}
@@ -92,6 +94,19 @@ def where(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor
     return slow(images, targets, generator)
 
 
+@AUGMENTS.register("toy_noted")
+def noted(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Changes nothing, but notes its process."""
+    with open(noted_marker(), "a") as file:
+        file.write(f"{os.getpid()}\n")
+    return images, targets
+
+
+def noted_marker() -> Path:
+    """Where `toy_noted` writes a line for each batch."""
+    return Path(os.environ["TLRAY_CACHE"]) / "toy-noted"
+
+
 def killed_marker() -> Path:
     """The file that says that `toy_killed` has killed."""
     return Path(os.environ["TLRAY_CACHE"]) / "toy-killed"
@@ -110,6 +125,25 @@ def hurry_marker() -> Path:
 @dataclass(frozen=True)
 class ToyJob(Job):
     """A Job whose unpickling imports this module."""
+
+
+@dataclass(frozen=True)
+class LateJob(ToyJob):
+    """A Job of two processes, of which the one that starts last is not ready before three trials have ended.
+
+    driver: the process that makes it, which waits for nobody.
+    """
+
+    driver: int = field(default_factory=os.getpid)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if os.getpid() == self.driver:
+            return
+        first = Path(str(self.cell)) / "first"
+        with contextlib.suppress(FileExistsError), open(first, "x") as file:
+            file.write(str(os.getpid()))
+        wait_until(lambda: first.read_text() == str(os.getpid()) or sum(trial.ended for trial in read_trials(self.cell)) >= 3)
 
 
 def toy_job(folder: Path, places: Places, workers: int = 0, run: str = "toy", concurrent: int = 1) -> ToyJob:

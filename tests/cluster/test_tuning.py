@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_toys import Scripted, all_cpus_free, killed_marker, toy_config, toy_job, without_clock
+from cluster_toys import LateJob, Scripted, all_cpus_free, killed_marker, noted_marker, toy_config, toy_job, without_clock
 from ray.tune.schedulers import TrialScheduler
 from waiting import wait_until
 
@@ -227,6 +227,19 @@ def test_two_trials_at_a_time_all_come_to_an_end(toy_npz, tmp_path: Path, places
     assert [trial.number for trial in trials] == [0, 1, 2, 3, 4]
     assert {trial.status for trial in trials} <= {FINISHED, STOPPED}
     assert all(len(trial.history) == 3 for trial in trials if trial.status == FINISHED)
+
+
+@pytest.mark.slow
+def test_a_process_that_takes_longer_to_start_than_trials_last_comes_up_all_the_same(
+    toy_npz, tmp_path: Path, places: Places, ray_session: Session
+):
+    base = toy_config(toy_npz(tmp_path / "toy.npz"), epochs=1, augment="toy_noted")
+    plain = toy_job(tmp_path / "cell", places, concurrent=2)
+    job = LateJob(plain.run, plain.cell, plain.label, places, plain.resources)
+    noted_marker().unlink(missing_ok=True)
+    trials = grid(Book(job, minimise=False), [(f"{seed}", replace(base, seed=seed)) for seed in range(8)])
+    assert {trial.status for trial in trials} == {FINISHED}
+    assert len(set(noted_marker().read_text().split())) == 2
 
 
 @pytest.mark.slow

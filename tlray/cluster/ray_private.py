@@ -1,6 +1,9 @@
 """The only place that imports private names of Ray; each is tested, so that a change in Ray is noticed (tests/cluster)."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
+from typing import Any
 
 TUNE_LOGGER = logging.getLogger("ray.tune.execution.tune_controller")
 """Where Tune says, with a traceback, that the process of a trial has failed."""
@@ -23,3 +26,26 @@ def declared_nodes() -> list[dict[str, float]]:
     config = state.get_cluster_config()
     groups = config.node_group_configs if config else []
     return [dict(group.resources) for group in groups for _ in range(group.max_count if group.max_count >= 0 else 1)]
+
+
+@contextlib.contextmanager
+def starting_processes_come_up() -> Iterator[None]:
+    """While this lasts, Tune leaves a trial with the process that is being started for it.
+
+    By itself it gives the trial to the first process that is free and ends the one that is starting, again and again: where trials are
+    shorter than the start of a process, one process does all the work, however many may.
+    """
+    from ray.tune.execution.tune_controller import TuneController
+
+    reuse = TuneController._maybe_reuse_cached_actor
+
+    def reuse_unless_starting(controller: Any, trial: Any) -> bool:
+        own = controller._trial_to_actor.get(trial)
+        starting = own is not None and controller._actor_manager.is_actor_started(own) and own not in controller._started_actors
+        return False if starting else reuse(controller, trial)
+
+    TuneController._maybe_reuse_cached_actor = reuse_unless_starting  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        TuneController._maybe_reuse_cached_actor = reuse  # type: ignore[method-assign]

@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from tlray.cluster import interrupts
 from tlray.cluster.faults import LOST_PROCESSES
 from tlray.cluster.monitoring import cell_gauges
-from tlray.cluster.ray_private import TUNE_LOGGER
+from tlray.cluster.ray_private import TUNE_LOGGER, starting_processes_come_up
 from tlray.cluster.sampler import Sampler
 from tlray.cluster.supervision import BRIEF, Enough, Losses, heeding
 from tlray.cluster.trial import REFUSED, Job, distributed, in_process
@@ -295,7 +295,7 @@ def _run(queue: Queue, scheduler: TrialScheduler, seconds: float | None) -> None
     enough = Enough(lambda: queue.book.refused or handed_over(job.cell), seconds)
     own = tempfile.TemporaryDirectory(prefix="tune-", dir=beside, ignore_cleanup_errors=True)
     TUNE_LOGGER.addFilter(BRIEF)
-    with interrupts.handled(), interrupts.patient(), own as folder:
+    with interrupts.handled(), interrupts.patient(), starting_processes_come_up(), own as folder:
         tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
