@@ -97,6 +97,25 @@ def test_a_closed_pipe_is_no_error():
     assert done.returncode == 0
 
 
+def test_the_status_is_right_also_where_nobody_reads():
+    """As with `2>&1 | tee log`, when Ctrl-C has ended tee."""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    script = (
+        "import sys\n"
+        "from tlray.arguments import run_command\n"
+        "from tlray.errors import Interrupted\n"
+        "def command():\n"
+        "    sys.stdout.write('half a table')\n"
+        "    raise Interrupted('interrupted')\n"
+        "sys.exit(run_command(command))\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", script], stdout=writer, stderr=writer, env=buffered)
+    os.close(writer)
+    assert done.returncode == 130
+
+
 def test_data_list_prints_every_task(capsys):
     assert main(["data", "list"]) == 0
     assert capsys.readouterr().out.split() == TASKS.names()

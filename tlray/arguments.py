@@ -1,6 +1,7 @@
 """What the command lines of tlray and of its experiments share: parsing, paths made absolute, errors in one sentence."""
 
 import argparse
+import contextlib
 import io
 import logging
 import math
@@ -141,16 +142,32 @@ def run_command(command: Callable[[], int]) -> int:
         sys.stdout.flush()  # a closed pipe is noticed here, not at the interpreter's end
         return status
     except UserError as error:
-        print(f"tlray: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(error)
         return INTERRUPTED if isinstance(error, Interrupted) else 2
     except KeyboardInterrupt:
-        print("tlray: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         if not unwritable(error):
             raise
-        print(f"tlray: {' '.join(refusal(error).split())}", file=sys.stderr)
+        _complain(refusal(error))
         return 2
+    finally:
+        _let_go()
+
+
+def _complain(what: object) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it any more; the status says it too
+        print(f"tlray: {' '.join(str(what).split())}", file=sys.stderr)
+
+
+def _let_go() -> None:
+    """Drop what nobody takes: Python would find it when it ends, and change the exit status."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())

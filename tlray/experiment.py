@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from tlray.arguments import (
@@ -38,6 +37,7 @@ from tlray.runs.arms import Across, make_grid
 from tlray.runs.claims import Claim
 from tlray.runs.compare import METRICS, Comparison, Question, checked, compare
 from tlray.runs.folder import Drawing, Run, add_to_report, interrupted, opened
+from tlray.runs.progress import screen
 from tlray.storage import remove_tree
 
 STAND_INS = {
@@ -165,7 +165,7 @@ def _work(
     chosen_source = arguments.source or (source and stand_in(source, size, settings.get("backbone"), places, banner))
     chosen_target = arguments.target or stand_in(target, size, None, places, banner)
     open_task(chosen_target, size, places)  # what is wrong with it is said before anything starts
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console = screen()
     asked = {
         "experiment": name, "source": chosen_source, "target": chosen_target, "samples": samples,
         "seeds": arguments.seeds, "settings": settings, **(also or {}),

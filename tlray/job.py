@@ -4,7 +4,6 @@ import argparse
 import os
 import re
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,6 +26,7 @@ from tlray.report.tensorboard import write_tensorboard
 from tlray.results import read_summary
 from tlray.runs.folder import Run, check_folder, finished, interrupted, opened
 from tlray.runs.planning import DEFAULT_BACKBONES, Cell, Scale, choose_tasks, default_scale, estimate, plan_cells
+from tlray.runs.progress import screen
 from tlray.runs.search import search
 from tlray.storage import AnyPath, place
 from tlray.training.pretrain import missing_pretraining
@@ -129,7 +129,7 @@ def _search(
 ) -> None:  # fmt: skip
     for cell in cells:
         check_space(cell.space, cell.base)
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console = screen()
     asked = {
         "kind": "search", "cells": [_asked(cell) for cell in cells], "trials": trials, "seed": arguments.seed, "seeds": seeds,
         "threshold_rule": arguments.threshold_rule,

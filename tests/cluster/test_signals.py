@@ -143,6 +143,36 @@ def test_two_signals_at_once_are_one(tmp_path: Path):
     assert (process.returncode, out) == (0, "interrupted\n"), error
 
 
+def test_signals_count_also_where_nobody_reads_what_is_said(tmp_path: Path):
+    """Ctrl-C at `2>&1 | tee log` ends tee too: the second one has to be heard all the same."""
+    code = (
+        "import threading\n"
+        "from tlray.cluster.interrupts import handled\n"
+        "with handled(last=True):\n"
+        "    try:\n"
+        "        print('ready', flush=True)\n"
+        "        threading.Event().wait()\n"
+        "    except KeyboardInterrupt:\n"
+        "        threading.Event().wait()\n"
+    )
+    reader, writer = os.pipe()
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=writer, text=True)
+    os.close(writer)
+    os.close(reader)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+
+    def ended() -> bool:
+        process.send_signal(signal.SIGINT)
+        return process.poll() is not None
+
+    try:
+        wait_until(ended, 30)
+    finally:
+        process.kill()
+    assert process.wait() == 130
+
+
 def test_handlers_are_given_back():
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt), handled():

@@ -5,6 +5,7 @@ SIGTERM, which is how a machine says that it goes away, ends the process after t
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -82,13 +83,20 @@ def _watch(reader: int) -> None:
             continue
         if first is None:
             first = time.monotonic()
-            os.write(2, STOPPING)
+            _tell(STOPPING)
         elif time.monotonic() - first > TOGETHER:
-            os.write(2, LEAVING)
+            _tell(LEAVING)
             for process in descendants(os.getpid()):  # a Ray of our own above all, whose agents outlive it by minutes
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(process, signal.SIGKILL)
             os._exit(STATUS)
+
+
+def _tell(text: bytes) -> None:
+    """Write to standard error where there is one: a closed one's number may be another file's by now."""
+    if sys.__stderr__ is not None:
+        with contextlib.suppress(OSError):  # Ctrl-C ends the reader of a pipe too
+            os.write(2, text)
 
 
 def descendants(process: int) -> list[int]:

@@ -31,6 +31,7 @@ from tlray.report.style import standalone
 from tlray.results import read_summary, write_results
 from tlray.runs.claims import Claim
 from tlray.runs.lease import held
+from tlray.runs.progress import Screen
 from tlray.storage import AnyPath, RemotePath, place, remove_tree
 from tlray.training.pretrain import missing_pretraining, pretraining_config
 from tlray.training.setup import available_threads
@@ -48,7 +49,7 @@ class Run:
     folder: AnyPath
     places: Places
     resources: Resources
-    console: Console = field(default_factory=Console)
+    console: Console = field(default_factory=Screen)
     banner: tuple[str, ...] = ()
 
     @property

@@ -1,5 +1,7 @@
 """What the main job shows while it runs: a bar on a terminal, else a line per trial that ends."""
 
+import os
+import sys
 import time
 from typing import Any
 
@@ -7,6 +9,27 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tlray.results import Trial
+
+
+class Screen(Console):
+    """A console that falls silent when its pipe or its terminal goes away; what is being done goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich, which would end the process."""
+        self.quiet = True
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), self.file.fileno())
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError:  # EIO: of a terminal that was closed
+            self.on_broken_pipe()
+
+
+def screen() -> Screen:
+    """Standard output: as wide as the terminal, or as a table wants it."""
+    return Screen() if sys.stdout.isatty() else Screen(width=140)
 
 
 class Display:
