@@ -22,9 +22,10 @@ from tlray.cluster.session import Session, started
 from tlray.config import Config, parse_settings
 from tlray.errors import Interrupted, RunError
 from tlray.lending import shelf_beside
+from tlray.report.page import write_report
 from tlray.report.tensorboard import write_tensorboard
 from tlray.results import read_summary
-from tlray.runs.folder import Run, check_folder, finished, interrupted, opened
+from tlray.runs.folder import Run, check_folder, finished, interrupted, opened, report_due
 from tlray.runs.planning import DEFAULT_BACKBONES, Cell, Scale, choose_tasks, default_scale, estimate, plan_cells
 from tlray.runs.progress import screen
 from tlray.runs.search import search
@@ -138,6 +139,9 @@ def _search(
     with opened(folder, asked, arguments.resume):
         if (done := finished(folder)) is not None:
             say(console, f"{folder} is finished already")
+            if report_due(folder):
+                say(console, "only its report was not; it is written now")
+                write_report(folder)
             if arguments.tensorboard:
                 write_tensorboard(folder)
             print_table(console, done)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 
 import numpy as np
@@ -133,6 +134,19 @@ def test_a_finished_run_that_is_resumed_says_so_and_touches_nothing(searched, ca
     assert "trial 0 finished" not in printed
     unlocked = {path: facts for path, facts in before.items() if path.name != ".lock"}
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in unlocked} == unlocked
+
+
+@pytest.mark.parametrize("left", [None, "the partial run's page"])
+def test_a_run_that_was_cut_short_at_its_report_gets_it_by_a_resume(searched, left, capsys):
+    report = searched.folder / "report.html"
+    page = report.read_bytes()
+    report.unlink()
+    if left:
+        report.write_text(left)
+        os.utime(report, ((searched.folder / "summary.json").stat().st_mtime - 1,) * 2)
+    assert main([*searched.argv, "--resume"]) == 0
+    assert "only its report was not" in capsys.readouterr().out
+    assert report.read_bytes() == page
 
 
 def test_a_finished_run_is_not_overwritten_by_the_same_command(searched, capsys):

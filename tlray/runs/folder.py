@@ -127,6 +127,19 @@ def finished(folder: AnyPath) -> dict[str, Any] | None:
     return None if summary["partial"] else summary
 
 
+def report_due(folder: AnyPath) -> bool:
+    """Whether a run's report is missing or older than its summary, which is written right before it."""
+    try:
+        return _written(folder / "report.html") < _written(folder / "summary.json")
+    except FileNotFoundError:
+        return True
+
+
+def _written(file: AnyPath) -> float:
+    """When, seconds since 1970. FileNotFoundError when it is not there."""
+    return file.modified() if isinstance(file, RemotePath) else file.stat().st_mtime
+
+
 def interrupted(run: Run) -> Interrupted:
     """What is said after Ctrl-C."""
     return Interrupted(f"interrupted; what is done is saved: the same command with --resume goes on in {run.folder}")
