@@ -1,6 +1,7 @@
 """The main job behind the command line: settle what to do, say it, do it, and end with a table and the next commands."""
 
 import argparse
+import contextlib
 import os
 import re
 import shlex
@@ -20,12 +21,13 @@ from tlray.cluster.resources import Node, Resources, cluster, divide, machine, t
 from tlray.cluster.sampler import check_space
 from tlray.cluster.session import Session, started
 from tlray.config import Config, parse_settings
-from tlray.errors import Interrupted, RunError
+from tlray.errors import Interrupted, RunError, StorageError
 from tlray.lending import shelf_beside
 from tlray.report.page import write_report
 from tlray.report.tensorboard import write_tensorboard
 from tlray.results import read_summary
 from tlray.runs.folder import Run, check_folder, finished, interrupted, opened, report_due
+from tlray.runs.lease import hurried
 from tlray.runs.planning import DEFAULT_BACKBONES, Cell, Scale, choose_tasks, default_scale, estimate, plan_cells
 from tlray.runs.progress import screen
 from tlray.runs.search import search
@@ -159,8 +161,9 @@ def _search(
                 print_table(console, summary)
                 print_dashboard(console, session, joined_only=True)
         except Interrupted:
-            if (folder / "summary.json").is_file():
-                print_table(console, read_summary(folder))
+            with hurried(), contextlib.suppress(StorageError):
+                if (folder / "summary.json").is_file():
+                    print_table(console, read_summary(folder))
             raise
         except KeyboardInterrupt:
             raise interrupted(run) from None

@@ -12,8 +12,11 @@ import pytest
 from s3_server import Store
 from waiting import wait_until
 
-from tlray.errors import RunError
+from tlray.cache import Places
+from tlray.cluster.resources import Resources
+from tlray.errors import Interrupted, RunError
 from tlray.runs import lease
+from tlray.runs.folder import Run, finished, interrupted
 from tlray.runs.lease import held
 from tlray.storage import RemotePath, handed_over, place, take_back
 
@@ -101,6 +104,22 @@ def test_a_killed_process_of_this_machine_does_not_keep_a_run(run: RemotePath):
         os.kill(other.pid, signal.SIGKILL)
     with held(run):
         assert len(claims(run)) == 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_stays_ctrl_c_while_the_store_is_away(run: RemotePath, object_store: Store, places: Places):
+    command = Run(run, places, Resources(0, 1, 1, 0.0))
+
+    def leave() -> None:
+        object_store.gate.shut()
+        raise interrupted(command, lambda: finished(run))
+
+    try:
+        with pytest.raises(Interrupted, match=r"is saved but not in a table, as the storage does not answer: .* --resume"), held(run):
+            leave()
+    finally:
+        object_store.gate.open()
+    assert "table" not in str(interrupted(command, lambda: finished(run)))
 
 
 def test_of_many_that_come_at_once_at_most_one_stays(run: RemotePath):

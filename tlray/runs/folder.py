@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,14 +23,14 @@ from tlray.cache import Places, read_sealed, write_bytes, write_sealed
 from tlray.cluster.resources import Resources, cluster, divide, machine, places_for
 from tlray.config import Config
 from tlray.data.task import open_task
-from tlray.errors import Interrupted, RunError, refusal, unwritable
+from tlray.errors import Interrupted, RunError, StorageError, refusal, unwritable
 from tlray.lending import lend, shelf_beside
 from tlray.models.weights import file_name, weights_file
 from tlray.report.page import write_report
 from tlray.report.style import standalone
 from tlray.results import read_summary, write_results
 from tlray.runs.claims import Claim
-from tlray.runs.lease import held
+from tlray.runs.lease import held, hurried
 from tlray.runs.progress import Screen
 from tlray.storage import AnyPath, RemotePath, place, remove_tree
 from tlray.training.pretrain import missing_pretraining, pretraining_config
@@ -140,9 +140,15 @@ def _written(file: AnyPath) -> float:
     return file.modified() if isinstance(file, RemotePath) else file.stat().st_mtime
 
 
-def interrupted(run: Run) -> Interrupted:
-    """What is said after Ctrl-C."""
-    return Interrupted(f"interrupted; what is done is saved: the same command with --resume goes on in {run.folder}")
+def interrupted(run: Run, leave: Callable[[], object] = lambda: None) -> Interrupted:
+    """What is said after Ctrl-C. `leave` leaves a table first, unless the store is away."""
+    without = ""
+    try:
+        with hurried():
+            leave()
+    except StorageError:
+        without = " but not in a table, as the storage does not answer"
+    return Interrupted(f"interrupted; what is done is saved{without}: the same command with --resume goes on in {run.folder}")
 
 
 def _same_question(file: AnyPath, asked: dict[str, Any]) -> None:

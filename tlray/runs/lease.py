@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tlray import storage
 from tlray.errors import RunError, StorageError
 from tlray.storage import RemotePath, hand_over, handed_over, take_back
 
@@ -25,6 +26,8 @@ RENEWED = 20.0
 """Seconds between two renewals of a claim."""
 STALE = 180.0
 """Seconds without renewal after which a claim counts no more; longer than a driver waits for a store that does not answer."""
+LAST_PATIENCE, LAST_ANSWER = 2.0, 10.0
+"""What `storage.PATIENCE` and `storage.ANSWER` are for who is on his way out."""
 
 
 @contextlib.contextmanager
@@ -49,10 +52,22 @@ def held(run: RemotePath) -> Iterator[None]:
     except StorageError:
         raise  # it would not answer now either: the claim goes stale by itself
     except BaseException:
-        claim.unlink(missing_ok=True)
+        with hurried(), contextlib.suppress(StorageError):
+            claim.unlink(missing_ok=True)
         raise
     finally:
         _held.discard(claim.name)
+
+
+@contextlib.contextmanager
+def hurried() -> Iterator[None]:
+    """Within the block a store that is away is not waited for: somebody wants to leave."""
+    before = storage.PATIENCE, storage.ANSWER
+    storage.PATIENCE, storage.ANSWER = LAST_PATIENCE, LAST_ANSWER
+    try:
+        yield
+    finally:
+        storage.PATIENCE, storage.ANSWER = before
 
 
 @contextlib.contextmanager

@@ -125,8 +125,7 @@ def _partial_if_cut_short(cells: Sequence[Cell], run: Run) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _write_partial(cells, run)
-        raise interrupted(run) from None
+        raise interrupted(run, lambda: _write_partial(cells, run)) from None
     except StorageError:
         raise  # there is nowhere to leave it
     except UserError:
