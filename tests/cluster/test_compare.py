@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tlray.data.subsets import select
 from tlray.data.task import open_task
 from tlray.errors import ConfigError, DataError, RunError
 from tlray.report.stats import t_interval
-from tlray.results import FINISHED, Trial, read_summary, read_trials, trial_folder, write_trial
+from tlray.results import FAILED, FINISHED, Trial, read_summary, read_trials, trial_folder, write_trial
 from tlray.runs import compare
 from tlray.runs.compare import FOLDER, Comparison, Question
 from tlray.runs.folder import Run
@@ -172,6 +172,19 @@ def test_a_comparison_that_was_cut_off_goes_on_with_what_is_missing(compared: Co
         (entry["validation"], entry["test"]) for entry in ours["arms"]
     ]
     assert theirs["comparisons"] == ours["comparisons"]
+
+
+def test_a_training_that_broke_off_is_compared_with_nothing(compared: Compared, new_run):
+    run = new_run("broken")
+    for trial in compared.trials:
+        broke = {"status": FAILED, "reason": "out of memory", "history": trial.history[:1]} if trial.number == 5 else {}
+        write_trial(run.folder / FOLDER, replace(trial, **broke))
+    said = rf"1 of 8 trainings broke off.* {ARMS[1]} under seed 7 after 1 of 2 epochs \(out of memory; in .*/trials/0005\).*--resume"
+    with pytest.raises(RunError, match=said):
+        compare(toy_config(compared.file, epochs=2, monitor="loss"), ACROSS, run, SEEDS)
+    assert read_summary(run.folder)["partial"]
+    assert (run.folder / "report.html").is_file()
+    assert not run.ledger.exists()
 
 
 def test_a_run_of_other_settings_is_refused(compared: Compared):

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,8 @@ import pytest
 from tlray.config import FIELDS
 from tlray.deploy.model import load_model
 from tlray.report.stats import rescale
+from tlray.results import FAILED, read_trials
+from tlray.runs.delivery import seed_figures
 from tlray.training.metrics import evaluate
 
 COLUMNS = ("cell", "task", "backbone", "trial", "epoch", "phase", "status", "reason", "train_loss", "train_accuracy", "monitor", "best",
@@ -182,6 +185,17 @@ def test_repeats_differ_from_the_winner_by_their_seed_alone(repeated):
         trial = json.loads((repeated.cell / "seeds" / "trials" / f"{number:04d}" / "trial.json").read_text())
         assert trial["config"] == {**won, "seed": number + 1}
         assert trial["status"] == "finished"
+
+
+def test_a_repeat_that_broke_off_is_left_out_and_named(repeated, places, tmp_path):
+    seeds = repeated.summary["cells"][0]["seeds"]
+    whole, broken = read_trials(repeated.cell / "seeds")
+    broken = replace(broken, status=FAILED, history=broken.history[:1])
+    first = {name: figure["values"][0] for name, figure in seeds.items()}
+    left = seed_figures(repeated.cell, [whole, broken], first, places, tmp_path / "test_ledger.jsonl")
+    assert left is not None
+    assert left["auroc"]["values"] == pytest.approx(seeds["auroc"]["values"][:2])
+    assert left["auroc"]["interval"] == "95 % t-interval over 2 seeds; broke off: seed 2"
 
 
 def test_every_seed_opens_the_test_split_once(repeated):

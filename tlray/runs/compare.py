@@ -14,7 +14,7 @@ from tlray.data.task import Task, open_task
 from tlray.errors import ConfigError, RunError, StorageError, UserError
 from tlray.report.comparing import compare_arms, conclusion
 from tlray.report.stats import Spread
-from tlray.results import Trial, read_summary, read_trials, rows_of
+from tlray.results import FINISHED, Trial, read_summary, read_trials, rows_of, trial_folder
 from tlray.runs.arms import Across, Grid, make_grid
 from tlray.runs.delivery import describe_task
 from tlray.runs.evaluation import Scored, TestDoor, score
@@ -27,6 +27,8 @@ from tlray.training.metrics import chance_metrics
 FOLDER = "comparison"
 METRICS = ("auroc", "accuracy", "balanced_accuracy", "f1")
 """Test metrics that arms are compared by; the conclusion is drawn from the first."""
+NAMED = 3
+"""Trainings that broke off that are named one by one."""
 Pairs = Callable[[dict[str, float]], Sequence[tuple[str, str]]]
 """From the mean best validation monitor of each arm to the pairs (arm, what it is compared with)."""
 
@@ -87,37 +89,28 @@ def compare(
         across: see `Across`; `folds=[K]` repeats every arm over K folds of the training split.
         seeds: each sets the draw of samples, the initial weights and everything random.
 
-    Raises Interrupted after Ctrl-C, with the state saved; RunError when a training came to no epoch; the UserError of a wrong
+    Raises Interrupted after Ctrl-C, with the state saved; RunError when a training broke off; the UserError of a wrong
     configuration before anything is trained.
     """
     question = question or Question()
     grid, names = checked(base, across, run, seeds, question)
     began, before = time.monotonic(), _spent(run)
-    cut_short: UserError | None = None
-    with started():
-        prepare_weights([config for _, config in grid.configs], run)
-        try:
-            _train(grid, run)
-        except StorageError:
-            raise  # there is nowhere to leave a partial table
-        except UserError as error:
-            cut_short = error
-        except KeyboardInterrupt:
-            cut_short = interrupted(run)
-    trials = read_trials(run.folder / FOLDER)
 
     def seconds() -> float:
         return before + time.monotonic() - began
 
-    rows = [{**row, "task": names[row["config/task"]]} for row in rows_of(FOLDER, base.task, trials)]
-    if cut_short or len(trials) < len(grid.configs) or not all(trial.ended for trial in trials):
-        finish(run, "compare", rows, [], partial=True, seconds=seconds())
-        raise cut_short or interrupted(run)
+    def rows(trials: list[Trial]) -> list[dict[str, Any]]:
+        return [{**row, "task": names[row["config/task"]]} for row in rows_of(FOLDER, base.task, trials)]
+
+    def leave_table() -> None:
+        finish(run, "compare", rows(read_trials(run.folder / FOLDER)), [], partial=True, seconds=seconds())
+
+    trials = _trained(grid, run, leave_table)
     of_arm = {arm: [trial for trial in trials if trial.arm == arm] for arm in grid.arms}
     interval = interval_of(grid)
     entries = [validated(grid, arm, of_arm[arm], names[grid.first(arm).task], interval) for arm in grid.arms]
     about = _about(grid, run, question, entries)
-    finish(run, "compare", rows, [], partial=True, seconds=seconds(), more={"comparison": about})
+    finish(run, "compare", rows(trials), [], partial=True, seconds=seconds(), more={"comparison": about})
     scored = _scored(run, grid, of_arm)
     about["arms"] = [measured(entry, scored[entry["arm"]], interval) for entry in entries]
     tasks = {entry["arm"]: entry["task"] for entry in entries}
@@ -130,7 +123,7 @@ def compare(
     about["comparisons"] = [each for metric in question.metrics for each in done.paired(metric, pairs)]
     images = {task: facts["images_test"] for task, facts in about["tasks"].items()}
     about["conclusion"] = conclusion(about["comparisons"], question.metrics[0], len(grid.seeds), images, grid.folds)
-    summary = finish(run, "compare", rows, [], partial=False, seconds=seconds(), more={"comparison": about})
+    summary = finish(run, "compare", rows(trials), [], partial=False, seconds=seconds(), more={"comparison": about})
     return replace(done, summary=summary)
 
 
@@ -170,6 +163,41 @@ def _spent(run: Run) -> float:
     trained = sum(row["seconds"] for trial in ended for row in trial.history) / run.resources.concurrent
     said = read_summary(run.folder)["seconds"] if (run.folder / "summary.json").is_file() else 0.0
     return max(trained, said)
+
+
+def _trained(grid: Grid, run: Run, leave_table: Callable[[], object]) -> list[Trial]:
+    """Every training, at its end; where one has none, a partial table is left and the error says why."""
+    with started():
+        prepare_weights([config for _, config in grid.configs], run)
+        try:
+            _train(grid, run)
+        except KeyboardInterrupt:
+            raise interrupted(run, leave_table) from None
+        except StorageError:
+            raise  # there is nowhere to leave a table
+        except UserError:
+            leave_table()
+            raise
+    trials = read_trials(run.folder / FOLDER)
+    if len(trials) < len(grid.configs) or not all(trial.ended for trial in trials):
+        raise interrupted(run, leave_table)
+    if broken := [trial for trial in trials if trial.status != FINISHED]:
+        leave_table()
+        raise RunError(_broke_off(run, broken, len(trials)))
+    return trials
+
+
+def _broke_off(run: Run, broken: Sequence[Trial], of: int) -> str:
+    said = [
+        f"{trial.arm} under seed {trial.config['seed']} after {len(trial.history)} of {trial.config['epochs']} epochs"
+        f" ({trial.reason or trial.status}; in {trial_folder(run.folder / FOLDER, trial.number)})"
+        for trial in broken[:NAMED]
+    ]
+    more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+    return (
+        f"{len(broken)} of {of} trainings broke off, so nothing is compared: {', '.join(said)}{more}; remove their folders to have them"
+        " trained anew by the same command with --resume, or compare without such arms under another --name"
+    )
 
 
 def _train(grid: Grid, run: Run) -> None:

@@ -18,7 +18,7 @@ from tlray.deploy.predict import DECIDED
 from tlray.models.classifier import Classifier
 from tlray.models.kinds import KINDS
 from tlray.report.stats import bootstrap, t_interval
-from tlray.results import Trial, trial_folder, winner
+from tlray.results import FINISHED, Trial, trial_folder, winner
 from tlray.storage import AnyPath
 from tlray.training.calibration import fit_temperature, operating_threshold
 from tlray.training.checkpoint import checkpoint_of_epoch
@@ -106,12 +106,13 @@ def seed_figures(cell: AnyPath, repeats: list[Trial], first: dict[str, float], p
     """Test metrics of the winning configuration over its seeds, with a t-interval; the winner itself is the first of them.
 
     Each is judged at its own best validation epoch, at threshold .5, on uncalibrated probabilities. Intervals end at 0 and 1, as the
-    metrics do. None without repeats.
+    metrics do, and say which repeats broke off: those are left out. None without repeats.
     """
     values = {name: [first[name]] for name in SEED_METRICS}
+    broken = [trial for trial in repeats if trial.status != FINISHED]
     for trial in repeats:
         row = trial.best_row(Config(**trial.config).minimise)
-        if row is None:
+        if trial in broken or row is None:
             continue
         prepared = assemble(cell / "seeds", trial, row["epoch"], places)
         test = open_test(prepared.task, ledger, f"repeat of the winner of {cell.name} with seed {trial.config['seed']}")
@@ -122,6 +123,9 @@ def seed_figures(cell: AnyPath, repeats: list[Trial], first: dict[str, float], p
     if not repeats:
         return None
     intervals = {name: t_interval(each) for name, each in values.items()}
+    if broken:
+        missing = ", ".join(str(trial.config["seed"]) for trial in broken)
+        intervals = {name: {**each, "interval": f"{each['interval']}; broke off: seed {missing}"} for name, each in intervals.items()}
     return {
         name: each if each["low"] is None else {**each, "low": max(0.0, each["low"]), "high": min(1.0, each["high"])}
         for name, each in intervals.items()

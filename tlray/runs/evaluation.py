@@ -74,8 +74,7 @@ def score(cell: AnyPath, trial: Trial, minimise: bool, places: Places, door: Tes
     Raises RunError when its checkpoint or its file is damaged.
     """
     row = trial.best_row(minimise)
-    if row is None:
-        raise RunError(f"{trial.arm}, seed {trial.config['seed']}, came to no epoch: {trial.reason or trial.status}")
+    assert row is not None, "only trainings that came to their end are scored"
     file = trial_folder(cell, trial.number) / "scored.npz"
     if not file.is_file():
         prepared = assemble(cell, trial, row["epoch"], places)
