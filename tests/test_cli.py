@@ -211,7 +211,7 @@ def test_ctrl_c_in_a_pretraining_says_so_and_keeps_its_checkpoints(toy_npz, tmp_
     process = subprocess.Popen(
         [sys.executable, SCRIPT, *argv], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    wait_until(lambda: any(found(folder) for folder in (session_cache / "pretrained").glob("digits-*/checkpoints")), 120)
+    wait_until(lambda: any((session_cache / "pretrained").glob(".digits-*/epoch-*.safetensors")), 120)
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 130, error

@@ -10,8 +10,8 @@ from tlray.cache import Places
 from tlray.errors import NotPrepared
 from tlray.models.weights import read_tensors
 from tlray.training.checkpoint import save_checkpoint
-from tlray.training.fit import fit
-from tlray.training.pretrain import encoder_file, missing_pretraining, pretrain, pretrained_folder, pretraining_config
+from tlray.training.fit import Epoch, fit
+from tlray.training.pretrain import encoder_file, missing_pretraining, pretrain, pretrained_folder, pretraining_config, work_folder
 from tlray.training.setup import prepare
 
 SOURCE = "digits?epochs=1&samples=100&lr=0.01"
@@ -119,11 +119,27 @@ def test_kept_is_the_best_epoch_and_not_the_last(toy, tmp_path):
     assert f'"epoch": {best}' in metadata["tlray"]
 
 
+def test_two_runs_that_make_the_same_weights_leave_each_other_theirs(toy, tmp_path):
+    """The second comes to its end while the first has only to keep its last epoch: what is there first stays."""
+    config, made = config_of(toy(), size=28, epochs=2), []
+    first, second = (Places(None, str(tmp_path), True, run=name) for name in ("first", "second"))
+
+    def meanwhile(epoch: Epoch) -> None:
+        if epoch.number == config.epochs:
+            file = pretrain(config, second)
+            made.append((file, file.stat().st_ino))
+
+    file = pretrain(config, first, report=meanwhile)
+    assert made == [(file, file.stat().st_ino)]
+    left = [path for path in file.parents[1].iterdir() if path.is_dir()]
+    assert left == [file.parent]
+
+
 def test_an_interrupted_pretraining_goes_on_and_gives_the_same_encoder(toy, tmp_path):
     config = config_of(toy(), size=28, epochs=4, dropout=0.2)
     whole, broken = (Places(None, str(tmp_path / name), True) for name in ("whole", "broken"))
     expected, _ = read_tensors(pretrain(config, whole))
-    work = pretrained_folder(config, broken) / "checkpoints"
+    work = work_folder(config, broken)
     for epoch in fit(config, broken):
         save_checkpoint(work, epoch.state())
         if epoch.number == 2:

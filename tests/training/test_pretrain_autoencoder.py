@@ -21,6 +21,7 @@ from tlray.training.pretrain import (
     pretrain,
     pretrained_folder,
     pretraining_config,
+    work_folder,
 )
 from tlray.training.reconstruction import averaged, image_metrics
 from tlray.training.setup import prepare
@@ -132,7 +133,7 @@ def test_an_interrupted_pretraining_goes_on_and_gives_the_same_autoencoder(targe
     source, broken = source_of(replace(target, weights=target.weights.replace("epochs=2", "epochs=3"))), Places(None, str(tmp_path), True)
     pretrain(source, own)
     epoch = next(fit(source, broken))
-    save_checkpoint(pretrained_folder(source, broken) / "checkpoints", epoch.state())
+    save_checkpoint(work_folder(source, broken), epoch.state())
     told = []
     pretrain(source, broken, report=lambda each: told.append(each.number))
     assert told == [2, 3]

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tlray.cache import Places, digest
+from tlray.cache import Places, build_once, digest
 from tlray.config import AS_WEIGHTS, AUTOENCODER_SUFFIX, Config, pretraining_source
 from tlray.data.task import open_task
 from tlray.errors import ConfigError, NotPrepared, WeightsError
@@ -49,6 +49,15 @@ def pretrained_folder(config: Config, places: Places) -> Path:
     return places.folder("pretrained") / f"{task.name}{what}-{config.backbone}-{digest(fields, task.fingerprint)[:16]}"
 
 
+def work_folder(config: Config, places: Places) -> AnyPath:
+    """Where a run keeps the checkpoints of this pretraining while it makes it; another run may be making the same."""
+    folder = pretrained_folder(config, places)
+    name = f"{folder.name}-{digest(places.run)[:16]}"
+    if places.shelf is not None:  # every rank must see them, and another node go on
+        return place(places.shelf) / "pretraining" / name
+    return folder.with_name(f".{name}")
+
+
 def encoder_file(config: Config, places: Places) -> Path:
     """The safetensors file that `pretrain` leaves: of a classifier the whole, of an autoencoder the backbone; borrowed where missing."""
     return _here(pretrained_folder(config, places) / "encoder.safetensors", places)
@@ -72,35 +81,33 @@ def missing_pretraining(config: Config, places: Places) -> Config | None:
 
 
 def pretrain(config: Config, places: Places, world: World | None = None, report: Callable[[Epoch], None] | None = None) -> Path:
-    """Train an encoder to its best validation epoch and keep it; resumes where an interrupted one stopped.
+    """Train an encoder to its best validation epoch and keep it, unless another run was first; resumes where this run stopped.
 
     Every rank of a torch.distributed group calls it, and rank 0 writes; `world` may name one process alone there. `report` is told of
     every epoch.
     """
     world = world or World.current()
     lead = world.rank == 0
-    folder = pretrained_folder(config, places)
-    work: AnyPath = folder / "checkpoints"
-    if places.shelf is not None:  # every rank must see them, and another node go on
-        work = place(places.shelf) / "pretraining" / folder.name
+    folder, work = pretrained_folder(config, places), work_folder(config, places)
     for epoch in fit(config, places, resume=newest_checkpoint(work), world=world):
         if lead:
             save_checkpoint(work, epoch.state())
         if report:
             report(epoch)
     if lead:
-        newest = newest_checkpoint(work)
-        assert newest is not None
-        best = prepare(config, places)
-        load(best, checkpoint_of_epoch(work, newest.meta["best"]))
-        _keep(folder, best, newest.meta)
+        if not encoder_file(config, places).is_file():
+            newest = newest_checkpoint(work)
+            assert newest is not None
+            best, meta = prepare(config, places), newest.meta
+            load(best, checkpoint_of_epoch(work, meta["best"]))
+            remove_tree(folder)  # what somebody has left of it
+            build_once(folder, lambda temporary: _keep(temporary, best, meta))
         lend_folder(folder, places)
         remove_tree(work)
     return encoder_file(config, places)
 
 
 def _keep(folder: Path, best: Prepared, meta: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     row = meta["history"][meta["best"] - 1]
     about = {
         "backbone": best.config.backbone, "mean": best.model.mean.tolist(), "std": best.model.std.tolist(),
