@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tlray.cli import main
 
@@ -21,6 +22,7 @@ def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (cache / "features" / name / "pins").mkdir(parents=True)
         (cache / "features" / name / "features.npy").write_bytes(b"0" * 3_000_000)
         (cache / "features" / name / "pins" / "a").write_text(str(tmp_path / name))
+    (cache / "features" / "extractions.jsonl").touch()
     for name in ("tasks", "pretrained"):
         (cache / name / "one").mkdir(parents=True)
         (cache / name / "one" / "file").write_bytes(b"0" * 1_500_000)
@@ -41,7 +43,17 @@ def test_it_clears_what_is_named_and_keeps_what_an_unfinished_run_reads(filled, 
     assert main(["cache", "clear", "features", "tasks"]) == 0
     assert capsys.readouterr().out == "features: 1 deleted, 1 kept for unfinished runs\ntasks: deleted\n"
     assert sorted(path.name for path in filled.iterdir()) == ["features", "pretrained"]
-    assert [path.name for path in (filled / "features").iterdir()] == ["open"]
+    assert [path.name for path in (filled / "features").iterdir() if path.is_dir()] == ["open"]
+
+
+def test_it_clears_what_killed_processes_have_left_and_not_what_is_being_made(filled):
+    features = filled / "features"
+    for name in (".killed.making-1", ".alive.making-1", ".killed.going-1"):
+        (features / name).mkdir()
+        (features / name / "features.npy").write_bytes(b"0" * 1000)
+    with FileLock(features / ".alive.lock"):
+        assert main(["cache", "clear", "features"]) == 0
+    assert sorted(path.name for path in features.iterdir() if path.is_dir()) == [".alive.making-1", "open"]
 
 
 def test_a_run_in_an_object_store_keeps_its_features_for_a_day(filled, capsys):
@@ -50,7 +62,7 @@ def test_a_run_in_an_object_store_keeps_its_features_for_a_day(filled, capsys):
         pin.write_text("s3://nobody-asks-this-bucket/runs/run")
         os.utime(pin, (time.time() - 3600 * hours,) * 2)
     assert main(["cache", "clear", "features"]) == 0
-    assert [path.name for path in (filled / "features").iterdir()] == ["open"]
+    assert [path.name for path in (filled / "features").iterdir() if path.is_dir()] == ["open"]
 
 
 @pytest.mark.parametrize(

@@ -77,15 +77,15 @@ KEPT = {
 
 def show_cache(places: Places) -> int:
     """`tlray cache`: what lies in the cache, and how large it is; an exit status."""
-    from tlray.training.feature_files import budget, pinned, sizes
+    from tlray.training.feature_files import RECORD, budget, pinned, sizes
 
     features = Path(places.cache, "features")
     held = [key for key in sizes(features) if pinned(features / key)]
     for name, what in KEPT.items():
         folder = Path(places.cache, name)
         files = [path for path in folder.rglob("*") if path.is_file()]
-        entries = len([path for path in folder.iterdir() if not path.name.startswith(".")]) if folder.is_dir() else 0
-        print(f"{name:10}  {sum(path.stat().st_size for path in files) / 1e6:10,.1f} MB in {entries} entries  {what}")
+        kept = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name != RECORD] if folder.is_dir() else []
+        print(f"{name:10}  {sum(path.stat().st_size for path in files) / 1e6:10,.1f} MB in {len(kept)} entries  {what}")
     print(f"features may take {budget() / 1e6:,.0f} MB (TLRAY_FEATURES_GIB); {len(held)} of them are pinned by unfinished runs")
     print(places.cache)
     return 0

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from tlray.cache import digest, read_json
 from tlray.errors import ConfigError
 from tlray.storage import RemotePath, place
@@ -69,11 +71,22 @@ def sizes(features: Path) -> dict[str, int]:
     return {name: size for _, name, size in sorted(found)}
 
 
+def _sweep(features: Path) -> None:
+    """Delete what processes that were killed have left: features half made, as `build_once` names them, and half deleted."""
+    for left in features.glob(".*.making-*"):
+        lock = left.with_name(f"{left.name.partition('.making-')[0]}.lock")
+        with contextlib.suppress(Timeout), FileLock(lock, timeout=0):  # whoever makes them holds it
+            shutil.rmtree(left, ignore_errors=True)
+    for left in features.glob(".*.going-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def evict(features: Path, most: float, keep: str | None = None) -> list[str]:
     """Delete the least recently used features until all take at most `most` bytes; never `keep` and never pinned ones. Their keys.
 
-    A process that reads one keeps what it has mapped.
+    A process that reads one keeps what it has mapped. What killed processes have left goes first, and does not count.
     """
+    _sweep(features)
     known, gone = sizes(features), []
     total = sum(known.values())
     for key, size in known.items():
