@@ -121,8 +121,11 @@ def append_line(path: AnyPath, line: str) -> None:
     if isinstance(path, RemotePath):
         path.write_bytes((path.read_bytes() if path.is_file() else b"") + f"{line}\n".encode())
         return
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    with open(path, "a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            file.write(b"" if file.read(1) == b"\n" else b"\n")  # a line that was cut off stays one by itself
+        file.write(f"{line}\n".encode())
         file.flush()
         os.fsync(file.fileno())
 

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tlray.cache import append_line
 from tlray.errors import RunError
 from tlray.report.cells import audit_lines
-from tlray.report.page import duration, write_report
+from tlray.report.page import duration, read_ledger, write_report
 
 BINARY = (("pneumonia", "mobilenet_v2", "binary", ["normal", "sick"]),)
 VOID = {"meta", "br", "link", "img", "hr", "input"}
@@ -188,8 +189,20 @@ def test_predictions_of_another_task_are_refused(run):
         write_report(run)
 
 
-def test_a_damaged_ledger_is_named(run):
-    (run / "test_ledger.jsonl").write_text('{"task": "x"')
+def test_a_damaged_line_of_the_ledger_is_one_on_the_page(run):
+    before = len(read_ledger(run / "test_ledger.jsonl"))
+    with open(run / "test_ledger.jsonl", "ab") as file:
+        file.write(b'{"task": "x"}\n\xff\n[' + b"[" * 100_000 + b'\n{"task": "x"')
+    append_line(run / "test_ledger.jsonl", json.dumps({"task": "y", "purpose": "after the cut", "time": 0, "images": 3}))
+    page = write_report(run).read_text()
+    assert f"was opened {before + 5} times" in page
+    assert page.count("this line of the ledger is damaged") == 4
+    assert "after the cut" in page
+
+
+def test_a_ledger_that_is_no_file_is_named(run):
+    (run / "test_ledger.jsonl").unlink()
+    (run / "test_ledger.jsonl").mkdir()
     with pytest.raises(RunError, match=r"test_ledger\.jsonl cannot be read"):
         write_report(run)
 

@@ -201,14 +201,27 @@ def legible(svg: str) -> str:
 
 
 def read_ledger(path: AnyPath) -> list[dict[str, Any]]:
-    """Every opening of the test split, {"task", "purpose", "time", "images"}; none when there is no file. RunError when damaged."""
+    """Every opening of the test split, {"task", "purpose", "time", "images"}; none when there is no file. A damaged line says that it is.
+
+    Raises RunError when the file cannot be read.
+    """
     if not path.exists():
         return []
     try:
         ordinary(path)
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read ({error}): remove the line that is no JSON") from error
+        return [_opening(line) for line in path.read_bytes().splitlines() if line.strip()]
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error}): put the ledger there, or get permission") from error
+
+
+def _opening(line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, dict) and found.keys() >= {"task", "purpose", "time", "images"}:
+        return found
+    return {"task": MISSING, "purpose": "this line of the ledger is damaged", "time": MISSING, "images": MISSING}
 
 
 def _number(value: Any) -> bool:
