@@ -49,6 +49,10 @@ def test_a_missing_token_is_made_and_an_open_one_closed(tmp_path: Path, monkeypa
     assert own_token() == path
     assert path.read_text() == text
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.write_text("")  # as a full disk leaves it
+    assert own_token() == path
+    assert len(path.read_text()) == 64
+    assert [each.name for each in path.parent.iterdir()] == ["token"]
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert own_token() is None
 

@@ -5,6 +5,7 @@ import logging
 import os
 import secrets
 import socket
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +57,14 @@ def own_token() -> Path | None:
         return None
     path = token_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError), open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-        file.write(secrets.token_hex(32))
+    if path.is_file() and not path.stat().st_size:  # nobody writes one: left by a full disk
+        path.unlink(missing_ok=True)
+    if not path.exists():
+        with tempfile.NamedTemporaryFile("w", prefix=".token-", dir=path.parent) as file:
+            file.write(secrets.token_hex(32))
+            file.flush()
+            with contextlib.suppress(FileExistsError):  # somebody else was first
+                os.link(file.name, path)
     path.chmod(0o600)
     return path
 
