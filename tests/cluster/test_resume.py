@@ -55,12 +55,12 @@ def test_a_killed_driver_is_resumed_to_the_uninterrupted_runs_results(toy_npz, t
     killed = tmp_path / "killed"
     with open(tmp_path / "log", "w") as log:
         driver = subprocess.Popen(command(file, tmp_path, "killed"), stdout=log, stderr=log, start_new_session=True)
-    wait_until(lambda: len(ended(killed)) >= 3 or driver.poll() is not None, 150)
+    wait_until(lambda: len(ended(killed)) >= 2 or driver.poll() is not None, 150)
     os.kill(driver.pid, signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
     assert not (killed / "summary.json").exists()
     before = {trial.number: (trial_folder(cell_of(killed), trial.number) / "trial.json").stat().st_mtime_ns for trial in ended(killed)}
-    assert 3 <= len(before) < TRIALS
+    assert 2 <= len(before) < TRIALS
     run([*command(file, tmp_path, "killed"), "--resume"])
     cells = [cell_of(tmp_path / name) for name in ("whole", "killed")]
     assert {number: (trial_folder(cells[1], number) / "trial.json").stat().st_mtime_ns for number in before} == before

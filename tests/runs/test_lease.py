@@ -71,7 +71,6 @@ def test_a_run_of_another_machine_is_refused_with_who_has_it_and_how_long_to_wai
 
 
 def test_a_claim_that_is_not_renewed_goes_stale(run: RemotePath, monkeypatch):
-    monkeypatch.setattr(lease, "STALE", 1.5)
     other = claim_of_another(run)
 
     def free() -> bool:
@@ -80,17 +79,17 @@ def test_a_claim_that_is_not_renewed_goes_stale(run: RemotePath, monkeypatch):
         return False
 
     assert not free()
+    monkeypatch.setattr(lease, "STALE", 1.0)
     wait_until(free, 30)
     assert not other.exists()
 
 
 def test_a_claim_is_renewed_while_the_block_runs(run: RemotePath, monkeypatch):
     monkeypatch.setattr(lease, "RENEWED", 0.2)
-    monkeypatch.setattr(lease, "STALE", 1.0)
     with held(run):
         (claim,) = claims(run)
         first = claim.modified()
-        wait_until(lambda: claim.modified() > first + 1.5, 30)
+        wait_until(lambda: claim.modified() > first, 30)
         with pytest.raises(RunError, match="in use by"), held(run):
             pass
 
@@ -123,23 +122,27 @@ def test_ctrl_c_stays_ctrl_c_while_the_store_is_away(run: RemotePath, object_sto
 
 
 def test_of_many_that_come_at_once_at_most_one_stays(run: RemotePath):
-    together, inside, most = threading.Barrier(8), [], []
+    together, settled, stayed = threading.Barrier(8), threading.Barrier(8), []
 
     def come() -> None:
-        together.wait()
-        with suppress(RunError), held(run):
-            inside.append(1)
-            most.append(len(inside))
-            inside.pop()
+        together.wait(60)
+        try:
+            with held(run):
+                stayed.append(1)
+                settled.wait(60)  # nobody goes before the last has come in or been refused
+        except RunError:
+            settled.wait(60)
 
     for _ in range(3):
+        stayed.clear()
         comers = [threading.Thread(target=come) for _ in range(8)]
         for each in comers:
             each.start()
         for each in comers:
             each.join()
         assert claims(run) == []
-    assert set(most) <= {1}
+        assert len(stayed) <= 1
+        assert not settled.broken
 
 
 def test_a_process_whose_claim_was_taken_for_stale_writes_no_more(run: RemotePath, monkeypatch):
