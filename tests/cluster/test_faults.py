@@ -115,8 +115,11 @@ def test_a_users_mistake_ends_the_search_and_is_taken_up_once_mended(
 def test_a_trial_that_always_loses_its_process_ends_and_the_search_goes_on(
     workers: int, toy_npz, tmp_path: Path, places: Places, ray_session: Session
 ):
+    """It has lost all processes but two when the search is taken up: a TorchTrainer takes ten seconds for each."""
     base = toy_config(toy_npz(tmp_path / "toy.npz"), epochs=1)
+    configs = [replace(base, augment="toy_always_killed"), base]
     book = Book(toy_job(tmp_path / "cell", places, workers), minimise=False)
-    trials = search(book, Scripted([replace(base, augment="toy_always_killed"), base]))  # type: ignore[arg-type]
+    write_trial(book.job.cell, Trial(0, configs[0].to_dict(), lost=LOST_PROCESSES - 1))
+    trials = search(book, Scripted(configs))  # type: ignore[arg-type]
     assert [(trial.status, trial.cause, trial.lost) for trial in trials] == [(FAILED, MACHINE, LOST_PROCESSES + 1), (FINISHED, "", 0)]
     assert trials[0].reason.startswith("it lost a process 4 times: ")
