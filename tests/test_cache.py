@@ -14,6 +14,7 @@ import pytest
 
 from tlray.cache import (
     Places,
+    append_line,
     array_digest,
     atomic_path,
     build_once,
@@ -179,6 +180,22 @@ def test_atomic_path_leaves_the_old_file_on_an_error(tmp_path, error):
         raise error
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_new_name_is_synced_with_its_folder(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def noted(handle: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    write_bytes(tmp_path / "whole", b"1")
+    assert synced[1:] == [tmp_path]
+    synced.clear()
+    for _ in range(2):
+        append_line(tmp_path / "lines", "one")
+    assert synced == [tmp_path / "lines", tmp_path, tmp_path / "lines"]
 
 
 def test_write_bytes_and_json(tmp_path):

@@ -76,7 +76,7 @@ def array_digest(array: Any) -> str:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place, synced to disk, when the block ends well; else nothing stays."""
+    """A temporary path beside `path` that takes its place, both synced to disk, when the block ends well; else nothing stays."""
     path = Path(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
@@ -86,11 +86,22 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
+        _sync_folder(path.parent)
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
         if isinstance(error, OSError) and unwritable(error):
             error.filename = str(path)  # a full disk shows in a write, which does not know where
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let a name that was just written in a folder outlast a power cut, where the file system can promise that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_bytes(path: str | AnyPath, data: bytes) -> None:
@@ -121,6 +132,7 @@ def append_line(path: AnyPath, line: str) -> None:
     if isinstance(path, RemotePath):
         path.write_bytes((path.read_bytes() if path.is_file() else b"") + f"{line}\n".encode())
         return
+    new = not path.exists()
     with open(path, "a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -128,6 +140,8 @@ def append_line(path: AnyPath, line: str) -> None:
         file.write(f"{line}\n".encode())
         file.flush()
         os.fsync(file.fileno())
+    if new:
+        _sync_folder(path.parent)
 
 
 def write_json(path: str | AnyPath, value: Any) -> None:
