@@ -151,6 +151,13 @@ def test_a_failed_build_leaves_nothing_and_may_be_repeated(tmp_path):
     assert (folder / "file").read_text() == "whole"
 
 
+def test_what_was_built_is_as_open_as_any_folder(tmp_path):
+    """Several users may share a cache."""
+    (tmp_path / "any").mkdir()
+    build_once(tmp_path / "made", lambda temporary: None)
+    assert (tmp_path / "made").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_what_is_there_is_not_built_again(tmp_path):
     def fail(temporary: Path) -> None:
         raise AssertionError("built again")

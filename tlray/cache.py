@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
 import struct
 import tempfile
@@ -244,7 +245,8 @@ def build_once(folder: str | Path, build: Callable[[Path], None]) -> Path:
         if not folder.is_dir():
             for left in folder.parent.glob(f".{folder.name}.making-*"):
                 shutil.rmtree(left, ignore_errors=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.making-", dir=folder.parent))
+            temporary = folder.with_name(f".{folder.name}.making-{secrets.token_hex(4)}")
+            temporary.mkdir()  # as open to others as the user's folders are: they may share the cache
             try:
                 build(temporary)
                 os.replace(temporary, folder)
