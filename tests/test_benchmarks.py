@@ -44,6 +44,13 @@ def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
+def measure(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """benchmarks/measure.py."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("measure")
+
+
+@pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """benchmarks/run.py."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
@@ -108,6 +115,34 @@ def test_page_shows_figures_targets_and_details(page: ModuleType, tmp_path: Path
     assert details.endswith("![Title of growth](results/lines.svg)\n")
     assert "loader.py`: not measured" not in text
     assert "growth.py`: not measured" not in text
+
+
+def test_page_says_at_which_commit_a_result_was_measured_where_it_does(page: ModuleType, tmp_path: Path):
+    made_up(tmp_path, "loader", "python benchmarks/loader.py", commit="1234abc with changes")
+    made_up(tmp_path, "memory", "python benchmarks/memory.py")
+    text = page.page(tmp_path)
+    assert "`python benchmarks/loader.py`, 2026-01-02, commit 1234abc with changes\n" in text
+    assert "`python benchmarks/memory.py`, 2026-01-02\n" in text
+
+
+def test_a_result_knows_its_commit_and_whether_the_sources_are_others(measure: ModuleType, tmp_path: Path):
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert measure.commit(tmp_path) == ""
+    source, result = tmp_path / "source.py", tmp_path / "benchmarks" / "results" / "loader.json"
+    result.parent.mkdir(parents=True)
+    source.write_text("1")
+    result.write_text("1")
+    git("init", "-q")
+    git("add", "--all")
+    git("commit", "-q", "-m", "one")
+    head = git("rev-parse", "--short", "HEAD")
+    result.write_text("2")
+    assert measure.commit(tmp_path) == head
+    source.write_text("2")
+    assert measure.commit(tmp_path) == f"{head} with changes"
 
 
 def test_page_says_where_hardware_and_versions_differ(page: ModuleType, tmp_path: Path):
