@@ -5,6 +5,7 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -198,6 +199,28 @@ def test_run_tells_done_from_failed_and_from_no_gpu(run: ModuleType, tmp_path: P
     assert (failed.failed, failed.words) == (True, "FAILED (exit status 1)")
     assert run.run(run.Step("without", 1), folder, quick=False).failed
     assert run.run(run.Step("without", 1, gpu=True), folder, quick=False).words == "not measured: no GPU here"
+
+
+def test_measurements_of_another_commit_are_not_taken_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    user = importlib.import_module("search_as_a_user")
+    known = {"scale": asdict(user.FULL), "commit": user.commit(ROOT), "found": {"started": 1.0, "finished": 3.0, "rows": [], "trials": 1}}
+    file = tmp_path / "seed-0-ray.json"
+    file.write_text(json.dumps(known))
+    assert user.measured("ray", user.FULL, 0, tmp_path).seconds == 2.0
+    file.write_text(json.dumps({**known, "commit": "another"}))
+    with pytest.raises(SystemExit, match=r"seed-0-ray\.json was measured otherwise .*'another'.* delete it, or name another --work"):
+        user.measured("ray", user.FULL, 0, tmp_path)
+
+
+def test_a_search_as_a_user_names_the_precision_of_both_sides(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    user = importlib.import_module("search_as_a_user")
+    ray, ours = (user.Found(0.0, 3.0, [{"trial": 0, "epoch": 1, "val_auroc": 0.75, "time": at, "precision": precision}], 1)
+                 for at, precision in ((2.0, "float32"), (1.0, "bfloat16")))  # fmt: skip
+    first = user.rows_of({0: (ray, ours)})[0]
+    assert first.values == [0.5]
+    assert first.detail == "tlray in bfloat16, Ray in float32; seed 0: 0.7500 by Ray after 2 s, by tlray after 1 s"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
