@@ -111,8 +111,8 @@ def divide(
 ) -> Resources:
     """Fill in what the user left open, and refuse what does not fit.
 
-    Left open: a whole GPU per process where there is one, else none; as many trials at once as there are GPUs, or, without GPUs, one
-    per core up to eight in process, and as many as fit with TorchTrainer; the cores shared out among them.
+    Left open: a whole GPU per process where there are as many, else none; as many trials at once as the GPUs hold or, without GPUs, as
+    there are cores for, up to eight; the cores shared out among them.
 
     Raises RunError with the arithmetic.
     """
