@@ -38,6 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tlray.cache import Places
 from tlray.config import Config
 from tlray.models.weights import save_weights
+from tlray.registry import OPTIMIZERS
 from tlray.training.feature_files import evict
 from tlray.training.fit import fit, load
 from tlray.training.setup import available_threads, prepare
@@ -131,7 +132,8 @@ class BareLoop:
         self.device, self.tuned, self.batch, self.bfloat16 = device, tuned, config.batch_size, config.precision == "bfloat16"
         model = prepared.model.to(device).train()
         self.network: nn.Module = DistributedDataParallel(model) if replicated else model
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        group = {"params": list(model.parameters()), "weight_decay": config.weight_decay}
+        self.optimizer = OPTIMIZERS[config.optimizer]([group], config.lr)
         self.images = torch.from_numpy(np.array(prepared.task.train.images)).to(device)
         self.labels = torch.from_numpy(np.array(prepared.task.train.labels)).to(device)
         self.loss = float("nan")
@@ -204,10 +206,9 @@ def one_process(shared: Setting, world: World, weights: Path) -> tuple[list[Row]
     ]
     save_trained(shared, sides[0], weights)
     half, single = in_turns([sides[0], Training(replace(shared.base, precision="float32"), shared.places, world)], shared.repeats)
-    tf32 = f"TF32 convolutions: {'yes' if torch.backends.cudnn.allow_tf32 else 'no'}" if world.device.type == "cuda" else ""
     detail = f"float32: {statistics.median(shared.rates(single)):.4g} images/s"
     rows.append(Row("bf16 over float32, time", ratios(half, single), detail=detail))
-    return rows, [*shares[1], f"float32 is torch's own. {tf32}".strip()]
+    return rows, [*shares[1], "float32 is float32 in convolutions too, not TF32."]
 
 
 def waits(shared: Setting, training: Training) -> list[Row]:

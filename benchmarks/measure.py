@@ -4,6 +4,7 @@ import math
 import platform
 import shlex
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -115,13 +116,28 @@ def show(benchmark: Benchmark) -> None:
 
 
 def record(benchmark: Benchmark) -> None:
-    """Print a benchmark as a table and write it to `results/<name>.json`, with the hardware, the versions and the command."""
+    """Print a benchmark as a table and write it to `results/<name>.json`, with hardware, versions, date, commit and command."""
     show(benchmark)
     RESULTS.mkdir(exist_ok=True)
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES if _installed(name)}}
-    facts = {"hardware": hardware(), "versions": versions, "date": time.strftime("%Y-%m-%d")}
+    facts = {"hardware": hardware(), "versions": versions, "date": time.strftime("%Y-%m-%d"), "commit": commit(HERE.parent)}
     command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     write_json(RESULTS / f"{benchmark.name}.json", {**asdict(benchmark), **facts, "command": command})
+
+
+def commit(checkout: Path) -> str:
+    """What is measured: a checkout's commit, and whether files differ from it, but for those that benchmarks write; "" without git."""
+    try:
+        head, *changed = (
+            subprocess.run(["git", *arguments], cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
+            for arguments in (
+                ("rev-parse", "--short", "HEAD"),
+                ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!benchmarks/README.md"),
+            )
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + " with changes" * any(changed)
 
 
 def _installed(name: str) -> bool:

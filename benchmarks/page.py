@@ -46,12 +46,16 @@ class PageError(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """What one benchmark found, and where and when. facts: processor, cores and the like, and the versions, by name."""
+    """What one benchmark found, and where and when. facts: processor, cores and the like, and the versions, by name.
+
+    commit: of tlray; "" where the result does not say.
+    """
 
     benchmark: Benchmark
     facts: dict[str, str]
     command: str
     date: str
+    commit: str
 
 
 def read(path: Path) -> Result:
@@ -63,7 +67,8 @@ def read(path: Path) -> Result:
             raise PageError(f"{path} shows {pictures[0]}, which is not in {path.parent}: run its benchmark again")
         facts = {**found["hardware"], **found["versions"]}
         benchmark = Benchmark(found["name"], found["title"], rows, found["notes"], found["pictures"])
-        return Result(benchmark, {name: str(value) for name, value in facts.items()}, found["command"], found["date"])
+        words = {name: str(value) for name, value in facts.items()}
+        return Result(benchmark, words, found["command"], found["date"], found.get("commit", ""))
     except (ValueError, KeyError, TypeError) as error:
         raise PageError(f"{path} is not as a benchmark writes it ({error!r}): run its benchmark again") from None
 
@@ -141,10 +146,10 @@ def summary(found: Sequence[tuple[Step, Result]]) -> str:
 
 
 def section(result: Result) -> str:
-    """One benchmark: command, date, all its rows, notes and pictures."""
-    benchmark = result.benchmark
+    """One benchmark: command, date, commit, all its rows, notes and pictures."""
+    benchmark, when = result.benchmark, result.date + (f", commit {result.commit}" if result.commit else "")
     rows = [(row.what, row.figure(), row.target(), MET[row.met], row.detail) for row in benchmark.rows]
-    parts = [f"## {benchmark.title}\n", f"`{result.command}`, {result.date}\n", table(("", "figure", "target", "met", "detail"), rows)]
+    parts = [f"## {benchmark.title}\n", f"`{result.command}`, {when}\n", table(("", "figure", "target", "met", "detail"), rows)]
     parts += ["".join(f"- {note}\n" for note in benchmark.notes)] if benchmark.notes else []
     parts += [f"![{benchmark.title}](results/{name})\n" for name in benchmark.pictures]
     return "\n".join(parts)

@@ -45,7 +45,7 @@ STEPS = (
     Step("extractions", 2),
     Step("fit_loop", 10),
     Step("loader", 5),
-    Step("reference_loop", 5),
+    Step("reference_loop", 8),
     Step("orchestration", 3),
     Step("two_workers", 7),
     Step("memory", 5),

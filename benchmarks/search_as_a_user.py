@@ -11,10 +11,14 @@ are each side's own:
   factor 2), a TorchTrainer of one worker of one thread per trial, as many at a time as there are cores, its health-check interval tuned
   (`baselines/documented_ray.py`); its images are decoded and resized before
 
+Each side computes in the precision that it has by default, which its row names: the documented Ray way in float32, tlray in what it
+chooses for the machine, for ResNet-50 bfloat16 on CPUs with AVX512-BF16 (1.36 times as fast there, docs/decisions/0012) and else float32.
+
 A figure is tlray's time from the start of its process to the end of the first epoch with at least Ray's best validation AUROC (infinite
 when there is none), over Ray's own time until then. Both are read from the rows of the epochs, which say when they ended.
 
-What is measured is kept in the folder --work, so that an interrupted benchmark goes on where it was; delete it to measure anew.
+What is measured is kept in the folder --work, so that an interrupted benchmark goes on where it was, at the same commit; delete it to
+measure anew.
 """
 
 import argparse
@@ -27,12 +31,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from baselines.sides import Found, search
-from measure import HERE, SHARED, Benchmark, Row, record, show
+from measure import HERE, SHARED, Benchmark, Row, commit, record, show
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from tlray.cache import Places, write_json
@@ -88,7 +92,10 @@ def with_tlray(scale: Scale, seed: int, folder: Path) -> Found:
     finished = time.time()
     trials = read_trials(folder / "run" / cell.name)
     kept = ("epoch", "val_auroc", "time")
-    rows = [{"trial": trial.number, **{name: row[name] for name in kept}} for trial in trials for row in trial.history]
+    rows = [
+        {"trial": trial.number, "precision": trial.config["precision"], **{name: row[name] for name in kept}}
+        for trial in trials for row in trial.history
+    ]  # fmt: skip
     return Found(started, finished, rows, len(trials))
 
 
@@ -97,28 +104,34 @@ def with_ray(scale: Scale, seed: int, folder: Path) -> Found:
     cell = cell_of(scale, seed, Places(cache=str(folder / "prepared"), offline=True))
     space = {name: described(domain) for name, domain in cell.space.items()}
     request = {"configs": [cell.base.to_dict()], "space": space, "trials": scale.trials, "seed": seed, "data": str(SHARED / "data")}
-    return search("documented_ray.py", request, folder / "ray", folder / "prepared")
+    found = search("documented_ray.py", request, folder / "ray", folder / "prepared")
+    return replace(found, rows=[{**row, "precision": cell.base.precision} for row in found.rows])
 
 
 SIDES: dict[str, Callable[[Scale, int, Path], Found]] = {"ray": with_ray, "tlray": with_tlray}
 
 
 def measured(side: str, scale: Scale, seed: int, work: Path) -> Found:
-    """What a side finds under a seed: as an earlier call wrote it, else measured now. Raises SystemExit for a file of another scale."""
-    file = work / f"seed-{seed}-{side}.json"
+    """What a side finds under a seed: as an earlier call wrote it, else measured now.
+
+    Raises SystemExit for a file of another scale or commit.
+    """
+    file, here = work / f"seed-{seed}-{side}.json", {"scale": asdict(scale), "commit": commit(HERE.parent)}
     if not file.is_file():
         with tempfile.TemporaryDirectory(prefix=f"{side}-") as folder:
             found = SIDES[side](scale, seed, Path(folder))
-        write_json(file, {"scale": asdict(scale), "found": asdict(found)})
+        write_json(file, {**here, "found": asdict(found)})
     known = json.loads(file.read_text())
-    if known["scale"] != asdict(scale):
-        raise SystemExit(f"{file} is of another search ({known['scale']}): delete it, or name another --work")
+    was = {name: known.get(name) for name in here}
+    if was != here:
+        raise SystemExit(f"{file} was measured otherwise ({was}, now {here}): delete it, or name another --work")
     return Found(**known["found"])
 
 
 def rows_of(pairs: dict[int, tuple[Found, Found]]) -> list[Row]:
     """The rows of (Ray, tlray) by seed."""
-    values, said = [], []
+    arithmetic = [{row["precision"] for pair in pairs.values() for row in pair[side].rows} for side in (1, 0)]
+    values, said = [], ["tlray in {}, Ray in {}".format(*(", ".join(sorted(each)) for each in arithmetic))]
     for seed, (ray, ours) in pairs.items():
         theirs, mine = ray.seconds_until(ray.best), ours.seconds_until(ray.best)
         values.append(mine / theirs)

@@ -6,7 +6,8 @@
 
 ResNet-50 at 32 px on pneumonia from CIFAR-10 weights, batches of 64, no augmentation. Each side is a fresh process whose clock runs from
 its start to the moment at which it knows its winner. All have the same trials in the same order, the same images, every metric of the
-validation images in every epoch, and checkpoints of the best and the last epoch.
+validation images in every epoch, and checkpoints of the best and the last epoch. The baselines' checkpoints hold the whole network (94 MB),
+as is usual; tlray's hold what has trained, which in a head-only trial is the head.
 
 - tlray, its cache empty, so that it also decodes and resizes the images; two trials at a time, of one thread (`baselines/with_tlray.py`)
 - the documented Ray way: a Tuner over a driver function that runs a TorchTrainer per trial; two at a time (`baselines/documented_ray.py`)
@@ -164,7 +165,10 @@ def main() -> int:
         plan = Plan(configs, Path(work), prepared, 2 if asked.quick else FLOOR_STEPS)
         workers = asked.workers if asked.workers is not None else 0 if asked.quick else plan.workers()
         rows = measure(plan, asked.which, 1 if asked.quick else asked.repeats, workers)
-    notes = [f"Plain PyTorch had {workers} DataLoader workers. The baselines ran once, between tlray's repeats."]
+    notes = [
+        f"Plain PyTorch had {workers} DataLoader workers. The baselines ran once, between tlray's repeats.",
+        "The baselines' checkpoints hold the whole network, as is usual, tlray's what has trained.",
+    ]
     suffix = "" if asked.precision == "float32" else f"_{asked.precision}"
     title = f"A search over the same {len(configs)} trials ({asked.which}, {asked.precision})"
     (show if asked.quick else record)(Benchmark(f"searches_{asked.which}{suffix}", title, rows, notes))

@@ -5,6 +5,7 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,6 +42,13 @@ def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """benchmarks/page.py, imported as the scripts import each other."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module("page")
+
+
+@pytest.fixture
+def measure(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """benchmarks/measure.py."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("measure")
 
 
 @pytest.fixture
@@ -110,6 +118,34 @@ def test_page_shows_figures_targets_and_details(page: ModuleType, tmp_path: Path
     assert "growth.py`: not measured" not in text
 
 
+def test_page_says_at_which_commit_a_result_was_measured_where_it_does(page: ModuleType, tmp_path: Path):
+    made_up(tmp_path, "loader", "python benchmarks/loader.py", commit="1234abc with changes")
+    made_up(tmp_path, "memory", "python benchmarks/memory.py")
+    text = page.page(tmp_path)
+    assert "`python benchmarks/loader.py`, 2026-01-02, commit 1234abc with changes\n" in text
+    assert "`python benchmarks/memory.py`, 2026-01-02\n" in text
+
+
+def test_a_result_knows_its_commit_and_whether_the_sources_are_others(measure: ModuleType, tmp_path: Path):
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert measure.commit(tmp_path) == ""
+    source, result = tmp_path / "source.py", tmp_path / "benchmarks" / "results" / "loader.json"
+    result.parent.mkdir(parents=True)
+    source.write_text("1")
+    result.write_text("1")
+    git("init", "-q")
+    git("add", "--all")
+    git("commit", "-q", "-m", "one")
+    head = git("rev-parse", "--short", "HEAD")
+    result.write_text("2")
+    assert measure.commit(tmp_path) == head
+    source.write_text("2")
+    assert measure.commit(tmp_path) == f"{head} with changes"
+
+
 def test_page_says_where_hardware_and_versions_differ(page: ModuleType, tmp_path: Path):
     for name in ("loader", "memory", "gpu"):
         other = {"hardware": {"cpu": "another", "cpus": 16, "gpus": "a card"}, "versions": {"torch": "2.11.0"}} if name == "gpu" else {}
@@ -163,6 +199,28 @@ def test_run_tells_done_from_failed_and_from_no_gpu(run: ModuleType, tmp_path: P
     assert (failed.failed, failed.words) == (True, "FAILED (exit status 1)")
     assert run.run(run.Step("without", 1), folder, quick=False).failed
     assert run.run(run.Step("without", 1, gpu=True), folder, quick=False).words == "not measured: no GPU here"
+
+
+def test_measurements_of_another_commit_are_not_taken_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    user = importlib.import_module("search_as_a_user")
+    known = {"scale": asdict(user.FULL), "commit": user.commit(ROOT), "found": {"started": 1.0, "finished": 3.0, "rows": [], "trials": 1}}
+    file = tmp_path / "seed-0-ray.json"
+    file.write_text(json.dumps(known))
+    assert user.measured("ray", user.FULL, 0, tmp_path).seconds == 2.0
+    file.write_text(json.dumps({**known, "commit": "another"}))
+    with pytest.raises(SystemExit, match=r"seed-0-ray\.json was measured otherwise .*'another'.* delete it, or name another --work"):
+        user.measured("ray", user.FULL, 0, tmp_path)
+
+
+def test_a_search_as_a_user_names_the_precision_of_both_sides(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    user = importlib.import_module("search_as_a_user")
+    ray, ours = (user.Found(0.0, 3.0, [{"trial": 0, "epoch": 1, "val_auroc": 0.75, "time": at, "precision": precision}], 1)
+                 for at, precision in ((2.0, "float32"), (1.0, "bfloat16")))  # fmt: skip
+    first = user.rows_of({0: (ray, ours)})[0]
+    assert first.values == [0.5]
+    assert first.detail == "tlray in bfloat16, Ray in float32; seed 0: 0.7500 by Ray after 2 s, by tlray after 1 s"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

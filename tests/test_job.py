@@ -7,9 +7,12 @@ from rich.console import Console
 
 from tlray.cluster.resources import Resources
 from tlray.cluster.session import Session
+from tlray.config import Config
+from tlray.data.task import open_task
 from tlray.errors import ConfigError
-from tlray.job import check_rule, print_banner, print_dashboard, print_next, print_table, say
+from tlray.job import check_rule, print_banner, print_dashboard, print_next, print_plan, print_table, say
 from tlray.runs.folder import Run
+from tlray.runs.planning import Cell
 
 
 @pytest.fixture
@@ -62,6 +65,25 @@ def test_the_table_shows_the_mean_over_seeds_with_its_interval(console):
     assert "3 seeds" in text
     assert text.count("0.800 [0.600, 1.000]") == 2
     assert "t-interval" in text
+
+
+@pytest.mark.parametrize(
+    ("weights", "room", "said"),
+    [
+        ("imagenet", "8", "cached behind stem, layer1, layer2, layer3, layer4, in trials with augment=none"),
+        ("imagenet", "0", "cached behind no stage"),
+        ("none", "8", ""),
+    ],
+)
+def test_the_plan_says_behind_which_stages_frozen_features_can_be_cached(
+    console, places, tmp_path, toy_npz, monkeypatch, weights, room, said
+):
+    monkeypatch.setenv("TLRAY_FEATURES_GIB", room)
+    base = Config(task=f"npz:{toy_npz(tmp_path / 'toy.npz')}", backbone="resnet18", weights=weights)
+    cell = Cell("toy", base, open_task(base.task, base.size, places), {}, ())
+    print_plan(Run(tmp_path, places, Resources(0, 1, 1, 0.0), console), [cell], 1, 1)
+    assert said in printed(console)
+    assert ("frozen features" in printed(console)) is bool(said)
 
 
 @pytest.mark.parametrize("value", [None, float("nan")])

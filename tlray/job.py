@@ -32,6 +32,7 @@ from tlray.runs.planning import DEFAULT_BACKBONES, Cell, Scale, choose_tasks, de
 from tlray.runs.progress import screen
 from tlray.runs.search import search
 from tlray.storage import AnyPath, place
+from tlray.training.features import kept_boundaries
 from tlray.training.pretrain import missing_pretraining
 from tlray.training.setup import default_precision
 
@@ -216,6 +217,9 @@ def print_plan(run: Run, cells: list[Cell], trials: int, seeds: int) -> None:
         known = f"{len(cell.first)} known configuration{'s' * (len(cell.first) != 1)} first"
         say(run.console, f"    {known}, then searched: {', '.join(cell.space) or 'nothing'}")
         say(run.console, f"    arithmetic in {cell.base.precision} ({cell.why})")
+        if cell.base.weights != "none":
+            behind = ", ".join(kept_boundaries(cell.task, cell.base)) or "no stage"
+            say(run.console, f"    frozen features can be cached behind {behind}, in trials with augment=none")
     often = f"{trials} trial{'s' * (trials > 1)} of up to {base.epochs} epochs each"
     say(run.console, f"  {often}, {base.size} px; the best {base.monitor} on validation wins")
     say(run.console, f"  trials: {run.resources.describe()}")

@@ -30,6 +30,9 @@ BIG, WEAK = {"CPU": 64.0, "GPU": 0.0}, {"CPU": 2.0, "GPU": 4.0}
         (SERVER, (0, None, None, 0.25), (0, 16, 2, 0.25)),
         (SERVER, (0, None, 4, 0.1), (0, 8, 4, 0.1)),
         (SERVER, (1, 2, None, 2), (1, 2, 16, 2)),
+        (SERVER, (0, None, None, 0.6), (0, 4, 8, 0.6)),  # one on each card, and not 4 / .6
+        (SERVER, (0, None, None, 1 / 3), (0, 12, 2, 1 / 3)),
+        (SERVER, (0, None, None, 3), (0, 1, 32, 3)),
         (SERVER, (0, None, None, 0), (0, 8, 4, 0)),
         (WEAK, (0, None, None, None), (0, 2, 1, 1.0)),
     ],
@@ -58,6 +61,10 @@ def test_what_is_left_open_is_filled_in_and_fits(has: dict[str, float], asked: t
         (LAPTOP, (0, None, 0, None), ("--cpus-per-trial 0", "at least 1")),
         (LAPTOP, (-1, None, None, None), ("--workers-per-trial", "negative")),
         (LAPTOP, (0, None, None, -1), ("--gpus-per-trial", "negative")),
+        (SERVER, (0, None, None, 1.5), ("--gpus-per-trial 1.5", "a whole number of them")),
+        (SERVER, (0, None, None, float("inf")), ("--gpus-per-trial inf", "a whole number of them")),
+        (SERVER, (0, None, None, 1e-320), ("--gpus-per-trial", "from .0001")),
+        (SERVER, (0, 5, None, 0.6), ("--concurrent 5", "3 GPUs", "at most 4, each on one card")),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_numbers(has: dict[str, float], asked: tuple, numbers: tuple[str, ...]):

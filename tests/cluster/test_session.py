@@ -75,6 +75,22 @@ def test_what_ray_reads_is_set_for_the_workers_too(ray_session: Session):
     assert {name: there.get(name) for name in SETTINGS} == {name: os.environ[name] for name in SETTINGS}
 
 
+def test_a_process_that_asked_for_no_gpu_sees_none(ray_session: Session):
+    """Tune's trials and Train's workers are actors like this one; on a cluster that was there already the setting comes with the job."""
+    import ray
+
+    @ray.remote(num_cpus=1)
+    class Trial:
+        def sees(self) -> str | None:
+            return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    assert ray.get(Trial.remote().sees.remote()) == ""
+    off = {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "CUDA_VISIBLE_DEVICES": "0,1"}}
+    assert ray.get(Trial.options(runtime_env=off).remote().sees.remote()) == "0,1"  # what it would see else
+    off["env_vars"] |= SETTINGS
+    assert ray.get(Trial.options(runtime_env=off).remote().sees.remote()) == ""
+
+
 def test_a_second_start_joins_the_first_and_leaves_it_running(ray_session: Session):
     import ray
 

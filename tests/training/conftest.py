@@ -1,4 +1,4 @@
-"""What the tests of training share: toy tasks by kind, and encoders in files."""
+"""What the tests of training share: toy tasks by kind, encoders in files, a look at the runners of a training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +7,11 @@ import pytest
 import torch
 from trainings import config_of
 
+from tlray.cache import Places
 from tlray.config import Config
 from tlray.models.classifier import build_classifier
 from tlray.models.weights import save_weights
+from tlray.training.loop import PhaseRunner
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +57,28 @@ ROUGH = {"dropout": 0.3, "augment": "affine", "layer_decay": 0.7, "warmup": 0.2,
 def gradual(toy: Callable[..., str], encoder: Callable[..., str]) -> Config:
     """A training of small_cnn in three phases of two epochs each, with everything random that there is."""
     return config_of(toy(), weights=encoder("small_cnn"), unfreeze="gradual", epochs=6, **ROUGH)
+
+
+@pytest.fixture(scope="session")
+def head(toy: Callable[..., str], encoder: Callable[..., str]) -> Config:
+    """A training of the head alone, on the features of a resnet18."""
+    return config_of(toy(), backbone="resnet18", weights=encoder("resnet18"), unfreeze="head", dropout=0.3, lr=0.01)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Places:
+    """A cache of the test's own."""
+    return Places(None, str(tmp_path / "cache"), True)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[PhaseRunner]:
+    """Every runner that a training makes, as it goes along."""
+    runners, before = [], PhaseRunner.__init__
+
+    def init(self, *arguments):
+        before(self, *arguments)
+        runners.append(self)
+
+    monkeypatch.setattr(PhaseRunner, "__init__", init)
+    return runners

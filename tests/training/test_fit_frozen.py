@@ -9,23 +9,9 @@ from tlray.errors import ConfigError
 from tlray.models.weights import read_tensors
 from tlray.registry import UNFREEZE
 from tlray.training.fit import fit
-from tlray.training.loop import PhaseRunner
 from tlray.training.phases import phases
 
 RESNET_STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
-
-
-@pytest.fixture
-def watched(monkeypatch) -> list[PhaseRunner]:
-    """Every runner that a training makes, as it goes along."""
-    runners, before = [], PhaseRunner.__init__
-
-    def init(self, *arguments):
-        before(self, *arguments)
-        runners.append(self)
-
-    monkeypatch.setattr(PhaseRunner, "__init__", init)
-    return runners
 
 
 def stages_of(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:

@@ -123,5 +123,5 @@ def test_the_start_of_a_backbone_is_the_classifiers_of_that_seed(toy, places):
 @pytest.mark.parametrize(("settings", "columns"), [({}, 2), (IMAGES, 3)])
 def test_a_rank_without_validation_images_gathers_nothing_of_the_right_shape(toy, places, settings, columns):
     prepared = prepare(config_of(toy(), **settings), places)
-    runner = PhaseRunner(replace(prepared, val=prepared.val[:0]), prepared.plan[0], World(0, 1, CPU), places)
+    runner = PhaseRunner(replace(prepared, val=prepared.val[:0]), 0, World(0, 1, CPU), places)
     assert runner.validation_rows().shape == (0, columns)

@@ -60,6 +60,13 @@ def test_what_the_user_named_what_the_run_began_with_and_a_cluster_decide_before
     assert _with_precision(cell("resnet50"), {}, LAPTOP, CPUS).base.precision == "float32"
 
 
+def test_float32_is_no_tf32_whatever_ran_before(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    setup.set_up_process(Config())
+    assert torch.backends.cudnn.allow_tf32 is False
+    assert torch.backends.cuda.matmul.allow_tf32 is False
+
+
 def test_the_processor_is_asked_and_the_estimate_follows():
     assert isinstance(cpu_multiplies_bfloat16(), bool)
     plain, fast = (image_seconds(Config(backbone="resnet50", precision=each), 1) for each in ("float32", "bfloat16"))

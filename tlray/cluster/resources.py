@@ -1,6 +1,7 @@
 """Pre-flight arithmetic: what trials ask for against what the machine or the cluster has."""
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,8 +92,18 @@ def declared_by_file(path: Path) -> list[Node]:
 
 
 def places_for(nodes: Sequence[Node], cpus: float, gpus: float) -> int:
-    """How many processes of that size these machines hold; none is split over two."""
-    return sum(int(min(node["CPU"] / cpus, node["GPU"] / gpus if gpus else node["CPU"] / cpus) + 1e-9) for node in nodes)
+    """How many processes of that size these machines hold; none is split over two machines, no share of a GPU over two cards."""
+    return sum(min(_whole(node["CPU"] / cpus), _on_gpus(node["GPU"], gpus) if gpus else sys.maxsize) for node in nodes)
+
+
+def _on_gpus(cards: float, gpus: float) -> int:
+    """How many processes with so many GPUs each these cards hold."""
+    return _whole(cards) * _whole(1 / gpus) if gpus < 1 else _whole(cards / gpus)
+
+
+def _whole(number: float) -> int:
+    """A quotient rounded down, 1 / (1 / 3) being 3."""
+    return int(number + 1e-9)
 
 
 def divide(
@@ -100,8 +111,8 @@ def divide(
 ) -> Resources:
     """Fill in what the user left open, and refuse what does not fit.
 
-    Left open: a whole GPU per process where there is one, else none; as many trials at once as there are GPUs, or, without GPUs, one
-    per core up to eight in process, and as many as fit with TorchTrainer; the cores shared out among them.
+    Left open: a whole GPU per process where there are as many, else none; as many trials at once as the GPUs hold or, without GPUs, as
+    there are cores for, up to eight; the cores shared out among them.
 
     Raises RunError with the arithmetic.
     """
@@ -113,6 +124,8 @@ def divide(
         raise RunError(f"--elastic with --workers-per-trial {workers}: there is nothing to shrink, name at least two workers")
     if workers < 0 or (gpus is not None and not gpus >= 0):
         raise RunError("--workers-per-trial and --gpus-per-trial cannot be negative")
+    if gpus and (gpus < 1e-4 or (gpus > 1 and gpus % 1 != 0)):  # Ray counts in ten-thousandths
+        raise RunError(f"--gpus-per-trial {gpus:g} is out of range: a share of one GPU, from .0001 to 1, or a whole number of them")
     total_cpus, total_gpus = int(total(nodes, "CPU")), total(nodes, "GPU")
     gpus = gpus if gpus is not None else (1.0 if total_gpus >= processes else 0.0)
     if workers > 1 and 0 < gpus < 1:
@@ -129,7 +142,7 @@ def divide(
     if concurrent is not None and concurrent > fits:
         raise RunError(
             f"--concurrent {concurrent} needs {concurrent * processes * (cpus or 1)} CPUs and {concurrent * processes * gpus:g} GPUs, but "
-            f"{total_cpus} and {total_gpus:g} are there: at most {fits}"
+            f"{total_cpus} and {total_gpus:g} are there: at most {fits}{', each on one card' * (0 < gpus < 1)}"
         )
     why = _why(concurrent, fits, gpus, workers)
     concurrent = concurrent or (fits if gpus else min(8, fits))

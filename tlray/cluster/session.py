@@ -16,6 +16,7 @@ from tlray.errors import RunError
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # every ray.train.report waits for the controller's poll, 2 s by default
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # else Ray Train lists no runs
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # else a trial without a GPU sees them all, and takes the first
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # else relative paths of the user break in the trials
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours counts, and knows SIGTERM too

@@ -44,6 +44,7 @@ def train(job: Job, number: int, config: Config, report: Callable[[dict[str, Any
 
     Every rank calls it, the one with `lead` writes. A non-finite loss ends the trial with its reason; other errors are raised.
     """
+    _limit_gpu_memory(job.resources.gpus)
     gauges = TrialGauges(job, number) if lead else None
     checkpoints = trial_folder(job.cell, number) / "checkpoints"
     resume = newest_checkpoint(checkpoints)
@@ -88,7 +89,6 @@ def in_process(job: Job) -> Callable[[dict[str, Any]], None]:
         known = read_trial(job.cell, number)
         if known.ended:
             return  # Tune starts it again after any loss of its process, also after the last one that it may have
-        _limit_gpu_memory(job.resources.gpus)
         try:
             with telling_refusal(tune.report), failing(job, number):
                 train(job, number, Config(**known.config), tune.report)

@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from tlray.cache import Places, build_once, digest, map_new
-from tlray.data.task import Split
+from tlray.config import Config
+from tlray.data.subsets import select
+from tlray.data.task import Split, Task
 from tlray.errors import ConfigError, DataError
 from tlray.models.backbones import build_backbone
 from tlray.models.classifier import Classifier
@@ -54,26 +56,34 @@ class Prefix:
         """Whether it is the whole backbone with its pooling."""
         return len(self.shape) == 1
 
-    def affordable(self, images: int) -> bool:
+    def affordable(self, images: int, precision: str = "float32") -> bool:
         """Whether the output for so many images shall be kept: it saves enough for each byte, and there is room for it.
 
         A rule on numbers alone, so that every process decides alike: ResNet-50 at 224 px behind layer2 would be 8.4 GB for
-        PneumoniaMNIST - no; behind layer4, pooled, 39 MB - yes.
+        PneumoniaMNIST's 5,232 images - no; behind layer4, pooled, 43 MB - yes.
         """
-        return self.operations >= LEAST_OPERATIONS * self.size and images * self.size <= budget() / 2
+        stored = images * self.size * (2 if precision == "float64" else 1)
+        return self.operations >= LEAST_OPERATIONS * self.size and stored <= budget() / 2
 
 
-@functools.lru_cache(maxsize=64)
-def prefix_of(backbone: str, channels: int, stages: int, size: int) -> Prefix:
-    """The first `stages` stages of a backbone for images of `size` px, measured by passing one black image; draws nothing."""
+@functools.lru_cache(maxsize=16)
+def prefixes(backbone: str, channels: int, size: int) -> dict[str, Prefix]:
+    """Every prefix of a backbone by its last stage, bottom to top, measured by passing one black image of `size` px; draws nothing."""
     with torch.random.fork_rng(devices=[]):
         network = build_backbone(backbone, channels, 0.0).eval()
-    whole = stages == len(network.stage_names)
-    image = torch.zeros(1, network.channels, size, size)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        output = network.forward_stages(image, 0, stages)
-        output = network.pool(output) if whole else output
-    return Prefix(stages, tuple(output.shape[1:]), float(counter.get_total_flops()))
+    maps, operations, found = torch.zeros(1, network.channels, size, size), 0, {}
+    for index, name in enumerate(network.stage_names):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            maps = network.forward_stages(maps, index, index + 1)
+            output = network.pool(maps) if name == network.stage_names[-1] else maps
+        operations += counter.get_total_flops()
+        found[name] = Prefix(index + 1, tuple(output.shape[1:]), float(operations))
+    return found
+
+
+def prefix_of(backbone: str, channels: int, stages: int, size: int) -> Prefix:
+    """The first `stages` stages of a backbone for images of `size` px."""
+    return list(prefixes(backbone, channels, size).values())[stages - 1]
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,23 @@ def needed_rows(images: int, *indices: np.ndarray) -> np.ndarray | None:
     """
     wanted = np.unique(np.concatenate(indices))
     return None if 2 * len(wanted) >= images else wanted
+
+
+def drawn_rows(task: Task, train: np.ndarray, val: np.ndarray, val_split: Split) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """`needed_rows` of the train split and of the one that `val` points into, for a training that draws these; equal where it is one."""
+    if val_split is task.train:
+        both = needed_rows(len(task.train), train, val)
+        return both, both
+    return needed_rows(len(task.train), train), needed_rows(len(val_split), val)
+
+
+def kept_boundaries(task: Task, config: Config) -> list[str]:
+    """The stages behind which a training without augmentation may read its frozen features from the cache, bottom to top."""
+    train, val, val_split = select(task, config)
+    rows = zip(drawn_rows(task, train, val, val_split), (task.train, val_split), strict=True)
+    images = sum(len(split) if needed is None else len(needed) for needed, split in rows)
+    found = prefixes(config.backbone, task.channels, config.size)
+    return [name for name, prefix in found.items() if prefix.affordable(images, config.precision)]
 
 
 def feature_key(frozen: Frozen, split_key: str, rows: np.ndarray | None = None) -> str:

@@ -15,7 +15,7 @@ from tlray.training.checkpoint import Checkpoint
 from tlray.training.loop import PhaseRunner, check_batches
 from tlray.training.metrics import monitor_value
 from tlray.training.objectives import objective_of
-from tlray.training.phases import Position, locate
+from tlray.training.phases import Position, locate, trained_stages
 from tlray.training.setup import Prepared, prepare, set_up_process
 from tlray.training.world import World
 
@@ -62,7 +62,7 @@ def fit(config: Config, places: Places | None = None, *, resume: Checkpoint | No
         started = time.monotonic()
         set_up_process(config)  # another training may have run in this process since the last epoch
         if at.phase != phase:
-            runner, phase = PhaseRunner(prepared, prepared.plan[at.phase], world, places), at.phase
+            runner, phase = PhaseRunner(prepared, at.phase, world, places, history[-1]["cached"] if at.done else None), at.phase
             if resume and at.done:
                 load_optimizer(prepared, runner, resume)
             resume = None
@@ -104,15 +104,9 @@ def _run_epoch(prepared: Prepared, runner: PhaseRunner, at: Position, history: l
     return row
 
 
-def _trained_stages(prepared: Prepared, phase: int) -> list[str]:
-    """Stages that have trained in this phase or an earlier one, bottom to top."""
-    opened = {name for each in prepared.plan[: phase + 1] for name in each.trainable}
-    return [name for name in prepared.model.backbone.stage_names if name in opened]
-
-
 def _state_of(prepared: Prepared, runner: PhaseRunner, history: list[dict], best: int) -> Callable[[], Checkpoint]:
     def state() -> Checkpoint:
-        kept = ("head.", *(f"backbone.{name}." for name in _trained_stages(prepared, history[-1]["phase"])))
+        kept = ("head.", *(f"backbone.{name}." for name in trained_stages(prepared.plan[: history[-1]["phase"] + 1])))
         tensors = {f"model.{key}": value for key, value in prepared.model.state_dict().items() if key.startswith(kept)}
         for name, parameter in _optimized(prepared, runner).items():
             values = runner.optimizer.state[parameter]

@@ -16,10 +16,10 @@ from tlray.errors import ConfigError, NonFiniteLoss
 from tlray.models.autoencoder import Network
 from tlray.models.classifier import Classifier
 from tlray.registry import AUGMENTS
-from tlray.training.features import Frozen, Prefix, cached_features, extraction_batch, needed_rows, prefix_of
+from tlray.training.features import Frozen, Prefix, cached_features, drawn_rows, extraction_batch, prefix_of
 from tlray.training.objectives import objective_of
 from tlray.training.optim import make_optimizer, rate_factor, set_rates
-from tlray.training.phases import Phase
+from tlray.training.phases import Phase, trained_stages
 from tlray.training.setup import Prepared
 from tlray.training.world import World
 
@@ -106,20 +106,27 @@ class Rows:
 
 
 DEVICE_SHARE = 0.1
-"""Part of a GPU's memory that one array of pixels or features may take for the length of a phase."""
+"""Part of this process's share of a GPU's memory that one array of pixels or features may take for the length of a phase."""
 
 
 def near(array: np.ndarray, device: torch.device) -> np.ndarray | Tensor:
     """An array on the GPU where it takes little of its memory, so that no batch crosses the bus; else, and on a CPU, as it is."""
-    if device.type != "cuda" or array.nbytes > DEVICE_SHARE * torch.cuda.get_device_properties(device).total_memory:
+    if device.type != "cuda":
         return array
-    return torch.from_numpy(np.array(array)).to(device)
+    share = torch.cuda.get_per_process_memory_fraction(device) * torch.cuda.get_device_properties(device).total_memory
+    return torch.from_numpy(np.array(array)).to(device) if array.nbytes <= DEVICE_SHARE * share else array
 
 
 class PhaseRunner:
-    """Trains one phase epoch by epoch; made anew for each phase, and after a resume."""
+    """Trains one phase epoch by epoch; made anew for each phase, and after a resume.
 
-    def __init__(self, prepared: Prepared, phase: Phase, world: World, places: Places):
+    Args:
+        number: of the phase in the plan, from 0.
+        cached: whether its epochs before the resume read their frozen prefix from the cache, which is kept; None: there are none.
+    """
+
+    def __init__(self, prepared: Prepared, number: int, world: World, places: Places, cached: bool | None = None):
+        phase = prepared.plan[number]
         self.prepared, self.config, self.phase, self.world = prepared, prepared.config, phase, world
         self.model: Network = prepared.model
         self.objective = objective_of(prepared, world.device)
@@ -132,26 +139,24 @@ class PhaseRunner:
         self.batch_norm = trains_batch_norm(self.model, phase)
         drawn = len(prepared.train)
         self.steps = steps_in_epoch(drawn, self.config.batch_size, self.config.steps_per_epoch, world.size, self.batch_norm)
-        self.prefix = self._prefix_to_cache(phase, drawn)
+        untouched = trained_stages(prepared.plan[:number]).isdisjoint(stages[: self.start])  # as the encoder that names the features
+        self.prefix = self._prefix_to_cache(cached) if untouched else None
         self.cached = self.prefix is not None
         self._train_rows, self._val_rows = self._open_rows(places)
 
     def _needed(self) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Which images of the train split and of the validation split to extract (see `needed_rows`); equal where it is one split."""
-        prepared, task = self.prepared, self.prepared.task
-        if prepared.val_split is task.train:
-            both = needed_rows(len(task.train), prepared.train, prepared.val)
-            return both, both
-        return needed_rows(len(task.train), prepared.train), needed_rows(len(prepared.val_split), prepared.val)
+        prepared = self.prepared
+        return drawn_rows(prepared.task, prepared.train, prepared.val, prepared.val_split)
 
-    def _prefix_to_cache(self, phase: Phase, drawn: int) -> Prefix | None:
-        """The frozen prefix where its output is read from the cache; None where it is computed batch by batch, or there is none."""
-        task, config = self.prepared.task, self.config
+    def _prefix_to_cache(self, before: bool | None) -> Prefix | None:
+        """The frozen prefix where its output is read from the cache, as `before` says or else by rule; None where it is not."""
+        task, config, drawn = self.prepared.task, self.config, len(self.prepared.train)
         if self.start == 0 or config.augment != "none":
             return None
         train, val = (len(split) if rows is None else len(rows) for rows, split in zip(self._needed(), self._splits(), strict=True))
         prefix = prefix_of(config.backbone, task.channels, self.start, config.size)
-        return prefix if worth_caching(config, phase, drawn, train) and prefix.affordable(train + val) else None
+        by_rule = worth_caching(config, self.phase, drawn, train) and prefix.affordable(train + val, config.precision)
+        return prefix if (by_rule if before is None else before) else None
 
     def _splits(self) -> tuple[Split, Split]:
         return self.prepared.task.train, self.prepared.val_split

@@ -79,6 +79,11 @@ def phases(config: Config, stages: Sequence[str]) -> list[Phase]:
     return UNFREEZE[rule](tuple(stages), config.epochs, k)
 
 
+def trained_stages(plan: Sequence[Phase]) -> set[str]:
+    """Stages that train in any of these phases."""
+    return {name for phase in plan for name in phase.trainable}
+
+
 def has_backbone_phase(unfreeze: str) -> bool:
     """Whether any stage of the backbone ever trains under this schedule."""
     return unfreeze != "head"
