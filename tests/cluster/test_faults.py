@@ -30,6 +30,10 @@ def raised(size: int) -> BaseException:
     (WeightsError("damaged"), USER),
     (RunError("of another configuration"), USER),
     (OSError(errno.ENOSPC, "No space left on device"), USER),
+    (OSError(errno.EIO, "Input/output error"), USER),
+    (OSError(errno.ESTALE, "Stale file handle", "/x/y"), USER),
+    (OSError(errno.ETIMEDOUT, "Connection timed out", "/x/y"), USER),
+    (OSError(errno.ETIMEDOUT, "Connection timed out"), MACHINE),
     (ConfigError("batch_size=1"), CONFIGURATION),
     (NonFiniteLoss("epoch 1"), CONFIGURATION),
     (MemoryError(), CONFIGURATION),
@@ -53,6 +57,8 @@ def test_reasons_are_one_line():
     assert reason_of(DataError("no file\n  at all")) == "no file at all"
     assert reason_of(ValueError("first\nsecond")) == "ValueError: first"
     assert reason_of(OSError(errno.ENOSPC, "No space left on device", "/x/y")).startswith("/x/y cannot be written (No space left")
+    stale = OSError(errno.ESTALE, "Stale file handle", "/x/y")
+    assert reason_of(stale) == "/x/y cannot be used (Stale file handle): check its disk, or the server that it lies on"
     assert reason_of(ValueError()) == "ValueError: no message"
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from tlray.cache import finite, ordinary, write_bytes
-from tlray.errors import RunError, StorageError
+from tlray.errors import RunError, StorageError, raise_unless_of_the_file
 from tlray.storage import AnyPath, RemotePath
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def found(folder: AnyPath) -> list[tuple[int, AnyPath]]:
 
 
 def load_checkpoint(path: AnyPath) -> Checkpoint:
-    """Read a checkpoint. Raises RunError when its content is not what was written."""
+    """Read a checkpoint. Raises RunError when its content is not what was written, OSError when the system does not give it."""
     match = NAME.fullmatch(path.name)
     try:
         ordinary(path)
@@ -96,6 +96,7 @@ def load_checkpoint(path: AnyPath) -> Checkpoint:
             raise RunError(f"{path} is damaged: its content does not match the digest in its name")
         return Checkpoint(load(data), _meta(data[8 : 8 + _header(data)]))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise_unless_of_the_file(error, path)
         raise RunError(f"{path} cannot be read: {error}") from None
 
 
@@ -109,7 +110,10 @@ def _meta(header: bytes) -> dict[str, Any]:
 
 
 def newest_checkpoint(folder: AnyPath) -> Checkpoint | None:
-    """The newest checkpoint that is whole; damaged ones are passed over with a warning. None when there is none."""
+    """The newest checkpoint that is whole; damaged ones are passed over with a warning. None when there is none.
+
+    Raises OSError when the system does not give one that may be whole: the next save would delete it.
+    """
     return _first_whole([path for _, path in reversed(found(folder))], load_checkpoint)
 
 
@@ -127,6 +131,7 @@ def _head(path: AnyPath) -> list[dict[str, Any]]:
     try:
         return _meta(path.read_range(8, _header(path.read_range(0, 8))))["history"]
     except (OSError, LookupError, ValueError) as error:
+        raise_unless_of_the_file(error, path)
         raise RunError(f"{path} cannot be read: {error}") from None
 
 
