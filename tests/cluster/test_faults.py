@@ -3,6 +3,7 @@
 import errno
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,6 +99,25 @@ def test_what_has_ended_stays_as_it_ended(running):
     lost(running, 0, SAID)
     trial = read_trial(running.cell, 0)
     assert (trial.status, trial.cause, trial.reason, trial.lost) == (FAILED, BUG, "ValueError: first", 0)
+
+
+class Spoiling:
+    """Damages the file of every trial that starts."""
+
+    def __init__(self, cell: Path):
+        self.cell = cell
+
+    def trial_started(self, cell: str, trial: Trial) -> None:
+        (trial_folder(self.cell, trial.number) / "trial.json").write_text("{")
+
+    def epoch_ended(self, cell: str, number: int, result: dict[str, Any]) -> None: ...
+    def trial_ended(self, cell: str, trial: Trial) -> None: ...
+
+
+def test_a_trials_file_that_is_damaged_while_it_runs_ends_the_search(toy_npz, tmp_path: Path, places: Places, ray_session: Session):
+    book = Book(toy_job(tmp_path / "cell", places), minimise=False, listener=Spoiling(tmp_path / "cell"))
+    with pytest.raises(RunError, match=r"0000/trial\.json cannot be read .*remove"):
+        search(book, Scripted([toy_config(toy_npz(tmp_path / "toy.npz"))]))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])

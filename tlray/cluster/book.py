@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from tlray.cluster.monitoring import cell_gauges
 from tlray.cluster.trial import Job
 from tlray.config import Config
-from tlray.errors import RunError, StorageError, refusal, unwritable
+from tlray.errors import RunError, UserError, refusal, unwritable
 from tlray.results import (
     RUNNING,
     STOPPED,
@@ -49,7 +49,7 @@ class Book:
     trials: dict[int, Trial] = field(default_factory=dict)
     stopped: dict[int, int] = field(default_factory=dict)
     done: set[int] = field(default_factory=set)
-    refused: RunError | None = None
+    refused: UserError | None = None
 
     def open(self) -> None:
         """Read what an earlier driver left, with the histories of trials that had not ended.
@@ -63,7 +63,7 @@ class Book:
             history = [] if trial.ended else newest_history(trial_folder(self.job.cell, trial.number) / "checkpoints")
             self.trials[trial.number] = replace(trial, history=history) if history else trial
 
-    def refuse(self, error: RunError) -> None:
+    def refuse(self, error: UserError) -> None:
         """Let the search end with this error, unless it ends with another one."""
         self.refused = self.refused or error
 
@@ -75,10 +75,10 @@ class Book:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Keep what the system or a store says when it refuses, for the search to end with: Tune would try on."""
+        """Keep what a user has to mend, for the search to end with: Tune would take it for an error of its own."""
         try:
             yield
-        except StorageError as error:
+        except UserError as error:
             self.refuse(error)
         except OSError as error:
             if not unwritable(error):

@@ -182,7 +182,7 @@ def _run(queue: Queue, scheduler: TrialScheduler, seconds: float | None) -> None
             ),
             run_config=tune.RunConfig(
                 name=job.run, storage_path=folder, verbose=0, failure_config=failures,
-                stop=enough, callbacks=[Losses(job, queue.book.refuse)],
+                stop=enough, callbacks=[Losses(job, queue.book.writing)],
             ),
         ).fit()  # fmt: skip
     if error := queue.book.refused or enough.lost:
