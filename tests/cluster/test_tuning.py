@@ -1,12 +1,15 @@
 """Searching and comparing on Ray: who is stopped and who is not, what a trial that goes wrong leaves, and that nothing hangs."""
 
 import math
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_toys import Scripted, all_cpus_free, killed_marker, toy_config, toy_job, without_clock
+from cluster_toys import Scripted, all_cpus_free, hurry_marker, killed_marker, toy_config, toy_job, without_clock
+from processes import family
 from ray.tune.schedulers import TrialScheduler
 from waiting import wait_until
 
@@ -215,6 +218,37 @@ def test_a_trial_whose_process_is_killed_resumes_to_the_same_numbers(
         histories.append(without_clock(trial.history))
     assert len(histories[0]) == 4
     assert histories[0] == histories[1]
+    wait_until(all_cpus_free, 90)
+
+
+class Killing:
+    """Kills the controller of the TorchTrainer as soon as an epoch is heard of, once."""
+
+    def __init__(self) -> None:
+        self.killed: set[int] = set()
+
+    def trial_started(self, cell: str, trial: Trial) -> None: ...
+
+    def epoch_ended(self, cell: str, number: int, result: dict[str, Any]) -> None:
+        if not self.killed:
+            self.killed = {each.pid for each in family(os.getpid()) if "ray::TrainController" in each.name}
+            for pid in self.killed:
+                os.kill(pid, signal.SIGKILL)
+            hurry_marker().touch()
+
+    def trial_ended(self, cell: str, trial: Trial) -> None: ...
+
+
+@pytest.mark.slow
+def test_a_trial_whose_controller_is_killed_is_tried_again(toy_npz, tmp_path: Path, places: Places, ray_session: Session):
+    config, listener = toy_config(toy_npz(tmp_path / "toy.npz"), augment="toy_slow"), Killing()
+    book = Book(toy_job(tmp_path / "cell", places, workers=1), minimise=False, listener=listener)
+    try:
+        (trial,) = search(book, Scripted([config]))  # type: ignore[arg-type]
+    finally:
+        hurry_marker().unlink(missing_ok=True)
+    assert listener.killed
+    assert (trial.status, trial.lost, [row["epoch"] for row in trial.history]) == (FINISHED, 1, [1, 2, 3])
     wait_until(all_cpus_free, 90)
 
 

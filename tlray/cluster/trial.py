@@ -101,7 +101,7 @@ def in_process(job: Job) -> Callable[[dict[str, Any]], None]:
 
 @contextlib.contextmanager
 def failing(job: Job, number: int) -> Iterator[None]:
-    """End a trial as failed by whatever is raised."""
+    """End a trial as failed by what is raised, unless another try may mend it."""
     try:
         yield
     except Exception as error:
