@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from s3_server import Store, served
+from small_disk import small_disk
 
 from tlray import storage
 from tlray.cache import append_line, write_json
@@ -99,6 +100,14 @@ def test_a_large_file_goes_up_and_down_in_pieces(remote: RemotePath, tmp_path: P
     (remote / "large").upload(tmp_path / "up")
     (remote / "large").download(tmp_path / "down")
     assert (tmp_path / "down").read_bytes() == data == (remote / "large").read_bytes()
+
+
+def test_a_disk_that_is_full_here_is_not_a_store_that_is_away(remote: RemotePath, tmp_path: Path):
+    (remote / "large").write_bytes(bytes(1 << 20))
+    started = time.monotonic()
+    with small_disk(tmp_path / "disk", 100) as disk, pytest.raises(OSError, match=r"No space left on device: '.*/disk/down'"):
+        (remote / "large").download(disk.folder / "down")
+    assert time.monotonic() - started < 10
 
 
 def test_a_missing_bucket_is_named_at_once_and_made_where_the_query_allows(object_store: Store):

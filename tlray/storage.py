@@ -11,17 +11,17 @@ import posixpath
 import secrets
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from tlray.errors import StorageError
+from tlray.errors import UNWRITABLE, StorageError
+from tlray.patience import within
 
 if TYPE_CHECKING:
     from pyarrow import fs  # at run time only where a store is used: every trial's process imports this module
@@ -161,11 +161,16 @@ class RemotePath:
         self._put(lambda: file.open("rb"), file.stat().st_size)
 
     def download(self, file: Path) -> None:
-        """Write the object's content to a file, piece by piece. FileNotFoundError when it is not there."""
+        """Write the object's content to a file, piece by piece. FileNotFoundError when it is not there, OSError when the disk is full."""
 
         def fetch(store: "fs.FileSystem", path: str) -> None:
-            with store.open_input_stream(path) as source, open(file, "wb") as target:
-                shutil.copyfileobj(source, target, 1 << 22)
+            try:
+                with store.open_input_stream(path) as source, open(file, "wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 22)
+            except OSError as error:
+                if error.errno in UNWRITABLE:
+                    error.filename = str(file)
+                raise
 
         self._ask(fetch, size=LARGEST)
 
@@ -218,10 +223,12 @@ class RemotePath:
         until, pause = time.monotonic() + (PATIENCE if patience is None else patience), FIRST_PAUSE
         while True:
             try:
-                return _within(ANSWER + size / SLOWEST, lambda: what(*self.filesystem()))
+                return within(ANSWER + size / SLOWEST, lambda: what(*self.filesystem()))
             except FileNotFoundError:
                 raise
             except OSError as error:
+                if error.errno in UNWRITABLE:  # the disk of this machine says so, which a file comes from or goes to
+                    raise
                 if any(word in str(error) for word in SETTLED):
                     raise StorageError(
                         f"{self} is refused ({_said(error)}): check the bucket's name, the credentials and their rights"
@@ -324,25 +331,6 @@ def _connected(root: str, query: str) -> tuple["fs.FileSystem", str]:
         return FileSystem.from_uri(root + (f"?{query}" if query else ""))
     except (ArrowException, ValueError) as error:
         raise StorageError(f"{root} cannot be understood with the options {query!r} ({_said(error)}): check them") from None
-
-
-def _within(seconds: float, work: Callable[[], Answer]) -> Answer:
-    """`work()`; TimeoutError after so many seconds, when its thread is left behind: pyarrow sets no limit to a server that hangs."""
-    outcome: Future[Answer] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        return outcome.result(seconds)
-    except TimeoutError:
-        if outcome.done():
-            raise
-        raise TimeoutError(f"it took the question and said nothing for {seconds:.0f} s") from None
 
 
 def _said(error: BaseException) -> str:
