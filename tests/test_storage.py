@@ -173,13 +173,15 @@ def test_a_server_that_hangs_is_waited_for(object_store: Store, remote: RemotePa
     assert (remote / "during").read_bytes() == b"2"
 
 
-def test_a_server_that_hangs_on_is_given_up(object_store: Store, remote: RemotePath, monkeypatch):
+@pytest.mark.parametrize("ask", [lambda file: file.write_bytes(b"2"), lambda file: file.read_bytes()], ids=["write", "read"])
+def test_a_server_that_hangs_on_is_given_up(ask, object_store: Store, remote: RemotePath, monkeypatch):
+    (remote / "during").write_bytes(b"1")
     monkeypatch.setattr(storage, "ANSWER", 1.0)
     monkeypatch.setattr(storage, "PATIENCE", 2.0)
     os.kill(object_store.process.pid, signal.SIGSTOP)
     try:
         with pytest.raises(StorageError, match=r"did not answer for 2 s \(it took the question and said nothing"):
-            (remote / "during").write_bytes(b"2")
+            ask(remote / "during")
     finally:
         os.kill(object_store.process.pid, signal.SIGCONT)
 

@@ -33,8 +33,6 @@ PATIENCE = 120.0
 """Seconds for which a store that does not answer is asked again, before what is done gives up."""
 ANSWER, SLOWEST = 60.0, 1e6
 """Longest silence of a store that has taken the question, in seconds, and the slowest transfer that is waited for, in bytes/s."""
-LARGEST = 1e9
-"""Bytes of the largest object that is read, as far as waiting goes."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
 """Seconds between two tries; each pause is twice the one before."""
 AT_ONCE = 16
@@ -123,10 +121,7 @@ class RemotePath:
 
     def modified(self) -> float:
         """When it was last written by the store's own clock, seconds since 1970. FileNotFoundError when it is not there."""
-        info = self._info()
-        if not info.is_file:
-            raise FileNotFoundError(2, "there is no such object", str(self))
-        return info.mtime_ns / 1e9
+        return self._object().mtime_ns / 1e9
 
     def read_bytes(self) -> bytes:
         """The whole object. FileNotFoundError when it is not there."""
@@ -138,7 +133,7 @@ class RemotePath:
                 if store.get_file_info(path).size == len(data):  # else it was replaced between pyarrow's look at its size and its reading
                     return data
 
-        return self._ask(read, size=LARGEST)
+        return self._ask(read, size=self._object().size)
 
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
@@ -172,7 +167,7 @@ class RemotePath:
                     error.filename = str(file)
                 raise
 
-        self._ask(fetch, size=LARGEST)
+        self._ask(fetch, size=self._object().size)
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete the object."""
@@ -208,6 +203,12 @@ class RemotePath:
 
     def _info(self) -> "fs.FileInfo":
         return self._ask(lambda store, path: store.get_file_info(path))
+
+    def _object(self) -> "fs.FileInfo":
+        info = self._info()
+        if not info.is_file:
+            raise FileNotFoundError(2, "there is no such object", str(self))
+        return info
 
     def _put(self, source: Callable[[], Any], size: float) -> None:
         def put(store: "fs.FileSystem", path: str) -> None:
