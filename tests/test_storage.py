@@ -197,6 +197,19 @@ def test_a_long_outage_is_one_sentence_after_a_bounded_time(object_store: Store,
     assert not (remote / "during").exists()
 
 
+def test_a_run_that_is_handed_over_during_an_outage_is_written_no_more(object_store: Store, remote: RemotePath):
+    object_store.gate.shut()
+    losing = threading.Timer(0.5, hand_over, [remote / "run", "somebody else has it"])  # the first try takes some seconds
+    losing.start()
+    try:
+        with pytest.raises(StorageError, match="somebody else has it"):
+            (remote / "run" / "x").write_bytes(b"2")
+    finally:
+        losing.join()
+        take_back(remote / "run")
+        object_store.gate.open()
+
+
 def write_for_ever(file: RemotePath, data: bytes) -> None:
     while True:
         file.write_bytes(data)
@@ -222,6 +235,8 @@ def test_a_run_that_was_handed_over_is_written_no_more(remote: RemotePath):
     try:
         with pytest.raises(RunError, match="somebody else has it"):
             (remote / "run" / "x").write_bytes(b"")
+        with pytest.raises(RunError, match="somebody else has it"):
+            (remote / "run" / "x").unlink()
         (remote / "run2").write_bytes(b"")
     finally:
         take_back(remote / "run")  # type: ignore[arg-type]

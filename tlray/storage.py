@@ -172,7 +172,7 @@ class RemotePath:
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete the object."""
         try:
-            self._ask(lambda store, path: store.delete_file(path))
+            self._alter(lambda store, path: store.delete_file(path))
         except FileNotFoundError:
             if not missing_ok:
                 raise
@@ -180,7 +180,7 @@ class RemotePath:
     def remove_tree(self) -> None:
         """Delete everything below it."""
         with contextlib.suppress(FileNotFoundError):
-            self._ask(lambda store, path: store.delete_dir(path))
+            self._alter(lambda store, path: store.delete_dir(path))
 
     def reach(self) -> None:
         """Raise StorageError at once unless the store answers and takes what is written; makes its bucket where the query allows."""
@@ -201,6 +201,10 @@ class RemotePath:
         except FileNotFoundError as error:
             raise StorageError(f"{self} cannot be used ({_said(error)}): check the bucket's name") from None
 
+    def knock(self) -> None:
+        """Raise StorageError at once unless the store answers; what there is in it does not matter."""
+        self._ask(lambda store, path: store.get_file_info(path), patience=0.0)
+
     def _info(self) -> "fs.FileInfo":
         return self._ask(lambda store, path: store.get_file_info(path))
 
@@ -215,9 +219,17 @@ class RemotePath:
             with source() as opened, store.open_output_stream(path) as stream:
                 shutil.copyfileobj(opened, stream, 1 << 22)
 
-        if why := handed_over(self):
-            raise StorageError(why)
-        self._ask(put, size=size)
+        self._alter(put, size)
+
+    def _alter(self, what: Callable[["fs.FileSystem", str], None], size: float = 0) -> None:
+        """`_ask` for what alters something: no try of it once the run belongs to somebody else."""
+
+        def fenced(store: "fs.FileSystem", path: str) -> None:
+            if why := handed_over(self):
+                raise StorageError(why)
+            what(store, path)
+
+        self._ask(fenced, size=size)
 
     def _ask(self, what: Callable[["fs.FileSystem", str], Answer], patience: float | None = None, size: float = 0) -> Answer:
         """Do it, again and again while the store does not answer. FileNotFoundError is an answer. size: bytes that go to and fro."""
@@ -230,17 +242,14 @@ class RemotePath:
             except OSError as error:
                 if error.errno in UNWRITABLE:  # the disk of this machine says so, which a file comes from or goes to
                     raise
+                said = _said(error)
                 if any(word in str(error) for word in SETTLED):
-                    raise StorageError(
-                        f"{self} is refused ({_said(error)}): check the bucket's name, the credentials and their rights"
-                    ) from None
+                    raise StorageError(f"{self} is refused ({said}): check the bucket's name, the credentials and their rights") from None
                 if time.monotonic() >= until:
                     waited = "" if patience == 0 else f" for {PATIENCE:.0f} s"
                     later = "" if patience == 0 else "; what is done is saved, --resume goes on when it answers"
-                    raise StorageError(
-                        f"{self} did not answer{waited} ({_said(error)}): check address, region and network{later}"
-                    ) from None
-                log.warning("%s does not answer (%s), trying again", self.root, _said(error))
+                    raise StorageError(f"{self} did not answer{waited} ({said}): check address, region and network{later}") from None
+                log.warning("%s does not answer (%s), trying again", self.root, said)
             time.sleep(min(pause, max(0.0, until - time.monotonic())))
             pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -281,8 +290,8 @@ def remove_tree(folder: AnyPath) -> None:
     """Delete a folder and what lies in it; nothing where there is none."""
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
-        return
-    folder.remove_tree()
+    else:
+        folder.remove_tree()
 
 
 @contextlib.contextmanager
@@ -306,7 +315,7 @@ def for_each(files: Sequence[AnyPath], work: Callable[[AnyPath], Answer]) -> lis
 
 
 def hand_over(run: RemotePath, why: str) -> None:
-    """Forbid this process to write below `run`: it belongs to somebody else now."""
+    """Forbid this process to write or delete below `run`: it belongs to somebody else now."""
     _handed_over[run] = why
 
 
