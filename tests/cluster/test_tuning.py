@@ -1,15 +1,12 @@
 """Searching and comparing on Ray: who is stopped and who is not, what a trial that goes wrong leaves, and that nothing hangs."""
 
 import math
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_toys import Scripted, all_cpus_free, hurry_marker, killed_marker, toy_config, toy_job, without_clock
-from processes import family
+from cluster_toys import Scripted, all_cpus_free, hurry_marker, kill_controllers, killed_marker, toy_config, toy_job, without_clock
 from ray.tune.schedulers import TrialScheduler
 from waiting import wait_until
 
@@ -224,16 +221,13 @@ def test_a_trial_whose_process_is_killed_resumes_to_the_same_numbers(
 class Killing:
     """Kills the controller of the TorchTrainer as soon as an epoch is heard of, once."""
 
-    def __init__(self) -> None:
-        self.killed: set[int] = set()
+    killed = 0
 
     def trial_started(self, cell: str, trial: Trial) -> None: ...
 
     def epoch_ended(self, cell: str, number: int, result: dict[str, Any]) -> None:
         if not self.killed:
-            self.killed = {each.pid for each in family(os.getpid()) if "ray::TrainController" in each.name}
-            for pid in self.killed:
-                os.kill(pid, signal.SIGKILL)
+            self.killed = kill_controllers()
             hurry_marker().touch()
 
     def trial_ended(self, cell: str, trial: Trial) -> None: ...
