@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from cluster_toys import Scripted, toy_config, toy_job
+from cluster_toys import Scripted, all_cpus_free, hurry_marker, kill_controllers, toy_config, toy_job
+from waiting import wait_until
 
 from tlray.cache import Places
 from tlray.cluster.faults import LOST_PROCESSES, cause_of, fail, lost, reason_of
@@ -146,3 +147,31 @@ def test_a_trial_that_always_loses_its_process_ends_and_the_search_goes_on(
     trials = search(book, Scripted([replace(base, augment="toy_always_killed"), base]))  # type: ignore[arg-type]
     assert [(trial.status, trial.cause, trial.lost) for trial in trials] == [(FAILED, MACHINE, LOST_PROCESSES + 1), (FINISHED, "", 0)]
     assert trials[0].reason.startswith("it lost a process 4 times: ")
+
+
+class Killing:
+    """Kills the controller of the TorchTrainer as soon as an epoch is heard of, once."""
+
+    killed = 0
+
+    def trial_started(self, cell: str, trial: Trial) -> None: ...
+
+    def epoch_ended(self, cell: str, number: int, result: dict[str, Any]) -> None:
+        if not self.killed:
+            self.killed = kill_controllers()
+            hurry_marker().touch()
+
+    def trial_ended(self, cell: str, trial: Trial) -> None: ...
+
+
+@pytest.mark.slow
+def test_a_trial_whose_controller_is_killed_is_tried_again(toy_npz, tmp_path: Path, places: Places, ray_session: Session):
+    config, listener = toy_config(toy_npz(tmp_path / "toy.npz"), augment="toy_slow"), Killing()
+    book = Book(toy_job(tmp_path / "cell", places, workers=1), minimise=False, listener=listener)
+    try:
+        (trial,) = search(book, Scripted([config]))  # type: ignore[arg-type]
+    finally:
+        hurry_marker().unlink(missing_ok=True)
+    assert listener.killed
+    assert (trial.status, trial.lost, [row["epoch"] for row in trial.history]) == (FINISHED, 1, [1, 2, 3])
+    wait_until(all_cpus_free, 90)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_toys import Scripted, all_cpus_free, hurry_marker, kill_controllers, killed_marker, toy_config, toy_job, without_clock
+from cluster_toys import Scripted, all_cpus_free, killed_marker, toy_config, toy_job, without_clock
 from ray.tune.schedulers import TrialScheduler
 from waiting import wait_until
 
@@ -215,34 +215,6 @@ def test_a_trial_whose_process_is_killed_resumes_to_the_same_numbers(
         histories.append(without_clock(trial.history))
     assert len(histories[0]) == 4
     assert histories[0] == histories[1]
-    wait_until(all_cpus_free, 90)
-
-
-class Killing:
-    """Kills the controller of the TorchTrainer as soon as an epoch is heard of, once."""
-
-    killed = 0
-
-    def trial_started(self, cell: str, trial: Trial) -> None: ...
-
-    def epoch_ended(self, cell: str, number: int, result: dict[str, Any]) -> None:
-        if not self.killed:
-            self.killed = kill_controllers()
-            hurry_marker().touch()
-
-    def trial_ended(self, cell: str, trial: Trial) -> None: ...
-
-
-@pytest.mark.slow
-def test_a_trial_whose_controller_is_killed_is_tried_again(toy_npz, tmp_path: Path, places: Places, ray_session: Session):
-    config, listener = toy_config(toy_npz(tmp_path / "toy.npz"), augment="toy_slow"), Killing()
-    book = Book(toy_job(tmp_path / "cell", places, workers=1), minimise=False, listener=listener)
-    try:
-        (trial,) = search(book, Scripted([config]))  # type: ignore[arg-type]
-    finally:
-        hurry_marker().unlink(missing_ok=True)
-    assert listener.killed
-    assert (trial.status, trial.lost, [row["epoch"] for row in trial.history]) == (FINISHED, 1, [1, 2, 3])
     wait_until(all_cpus_free, 90)
 
 
