@@ -90,8 +90,7 @@ class Book:
         trial = read_trial(self.job.cell, number)
         last = self.stopped.get(number)
         if last is not None and (not trial.ended or len(trial.history) > last):
-            history = newest_history(trial_folder(self.job.cell, number) / "checkpoints")
-            trial = end_trial(self.job.cell, number, STOPPED, history[:last], reason)
+            trial = self._stop(number, last, reason)
         self.trials[number] = trial
         if trial.cause == USER:
             self.refused = RunError(trial.reason)
@@ -99,6 +98,19 @@ class Book:
         self.show()
         if self.listener and trial.ended:
             self.listener.trial_ended(self.job.cell.name, trial)
+
+    def _stop(self, number: int, last: int, reason: str) -> Trial:
+        """End a trial with the epochs that it has, at most `last`.
+
+        Its process may still be at work: once the end is written it drops no checkpoint, so that of the best epoch then stays.
+        """
+        checkpoints = trial_folder(self.job.cell, number) / "checkpoints"
+        history = newest_history(checkpoints)[:last]
+        while True:
+            trial = end_trial(self.job.cell, number, STOPPED, history, reason)
+            if len(history) == last or len(later := newest_history(checkpoints)[:last]) == len(history):
+                return trial
+            history = later
 
     def sweep(self, keep: int | None = None) -> None:
         """Delete the checkpoints of ended trials but the winner's; `keep` may still be written by a process that is being stopped."""

@@ -49,8 +49,11 @@ def train(job: Job, number: int, config: Config, report: Callable[[dict[str, Any
     resume = newest_checkpoint(checkpoints)
     history: list[dict[str, Any]] = resume.meta["history"] if resume else []
 
+    def ended() -> bool:
+        return read_trial(job.cell, number).ended  # workers may outlive the driver's verdict on their trial
+
     def end(status: str, reason: str = "", chance: float | None = None) -> None:
-        if lead and not read_trial(job.cell, number).ended:  # workers may outlive the driver's verdict on their trial
+        if lead and not ended():
             end_trial(job.cell, number, status, history, reason, chance, cause=CONFIGURATION if status == NONFINITE else "")
 
     try:
@@ -60,7 +63,7 @@ def train(job: Job, number: int, config: Config, report: Callable[[dict[str, Any
             for epoch in fit(config, job.places, resume=resume):
                 history = epoch.history
                 if lead:
-                    save_checkpoint(checkpoints, epoch.state())
+                    save_checkpoint(checkpoints, epoch.state(), ended)
                 if gauges:
                     gauges.epoch(epoch)
                 if epoch.last:

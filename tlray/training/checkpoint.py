@@ -42,16 +42,18 @@ class Checkpoint:
         return self.meta["epoch"]
 
 
-def save_checkpoint(folder: AnyPath, checkpoint: Checkpoint) -> AnyPath:
+def save_checkpoint(folder: AnyPath, checkpoint: Checkpoint, ended: Callable[[], bool] = lambda: False) -> AnyPath:
     """Write a checkpoint whole and synced, then drop those that are no longer needed.
 
-    Kept are the newest, the best epoch's, and one before the newest when these two are the same.
+    Kept are the newest, the best epoch's, and one before the newest when these two are the same. `ended`, asked in between, says that
+    somebody has put an end to the training and chosen among what is there: then all stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     data = save(checkpoint.tensors, metadata={"tlray": json.dumps(finite(checkpoint.meta))})
     path = folder / f"epoch-{checkpoint.epoch:05d}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
     write_bytes(path, data)
-    _prune(folder, checkpoint)
+    if not ended():
+        _prune(folder, checkpoint)
     return path
 
 
