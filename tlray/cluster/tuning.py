@@ -24,9 +24,11 @@ from tlray.cluster.trial import REFUSED, distributed, in_process
 from tlray.config import Config
 from tlray.errors import RunError, StorageError
 from tlray.results import Trial
-from tlray.storage import RemotePath, handed_over
+from tlray.storage import RemotePath, handed_over, remove_tree
 
 GRACE_EPOCHS, REDUCTION = 2, 2
+OWN = "tune-"
+"""How the folder of Tune's own files begins."""
 
 
 class Queue(Searcher):
@@ -170,8 +172,10 @@ def _run(queue: Queue, scheduler: TrialScheduler, seconds: float | None) -> None
     beside = None if isinstance(job.cell, RemotePath) else job.cell / "ray"
     if beside:
         beside.mkdir(parents=True, exist_ok=True)
+        for left in beside.glob(f"{OWN}*"):  # of a driver that was killed; whoever holds the run's lock is the only one
+            remove_tree(left)
     enough = Enough(lambda: queue.book.refused or handed_over(job.cell), seconds)
-    own = tempfile.TemporaryDirectory(prefix="tune-", dir=beside, ignore_cleanup_errors=True)
+    own = tempfile.TemporaryDirectory(prefix=OWN, dir=beside, ignore_cleanup_errors=True)
     TUNE_LOGGER.addFilter(BRIEF)
     with interrupts.handled(), interrupts.patient(), own as folder:
         tune.Tuner(
