@@ -1,6 +1,7 @@
 """Whose fault a failure is, and what follows: the user's ends the search, the machine's is counted and tried again so often."""
 
 import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,22 +103,33 @@ def test_what_has_ended_stays_as_it_ended(running):
     assert (trial.status, trial.cause, trial.reason, trial.lost) == (FAILED, BUG, "ValueError: first", 0)
 
 
-class Spoiling:
-    """Damages the file of every trial that starts."""
+NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux's /proc")
 
-    def __init__(self, cell: Path):
-        self.cell = cell
+
+class Spoiling:
+    """Puts another file in the place of the file of every trial that starts."""
+
+    def __init__(self, cell: Path, other: Path):
+        self.cell, self.other = cell, other
 
     def trial_started(self, cell: str, trial: Trial) -> None:
-        (trial_folder(self.cell, trial.number) / "trial.json").write_text("{")
+        file = trial_folder(self.cell, trial.number) / "trial.json"
+        file.unlink()
+        file.symlink_to(self.other)
 
     def epoch_ended(self, cell: str, number: int, result: dict[str, Any]) -> None: ...
     def trial_ended(self, cell: str, trial: Trial) -> None: ...
 
 
-def test_a_trials_file_that_is_damaged_while_it_runs_ends_the_search(toy_npz, tmp_path: Path, places: Places, ray_session: Session):
-    book = Book(toy_job(tmp_path / "cell", places), minimise=False, listener=Spoiling(tmp_path / "cell"))
-    with pytest.raises(RunError, match=r"0000/trial\.json cannot be read .*remove"):
+@pytest.mark.parametrize(("other", "says"), [
+    (os.devnull, r"0000/trial\.json cannot be read .*remove"),
+    pytest.param("/proc/self/mem", r"0000/trial\.json cannot be used \(Input/output error\)", marks=NEEDS_PROC),
+])  # fmt: skip
+def test_a_trials_file_that_is_lost_while_it_runs_ends_the_search(
+    other: str, says: str, toy_npz, tmp_path: Path, places: Places, ray_session: Session
+):
+    book = Book(toy_job(tmp_path / "cell", places), minimise=False, listener=Spoiling(tmp_path / "cell", Path(other)))
+    with pytest.raises(RunError, match=says):
         search(book, Scripted([toy_config(toy_npz(tmp_path / "toy.npz"))]))  # type: ignore[arg-type]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tlray.cache import Places
-from tlray.cluster.faults import fail, lost_peer
+from tlray.cluster.faults import fail
 from tlray.cluster.interrupts import leaving_when_told
 from tlray.cluster.monitoring import TrialGauges
 from tlray.cluster.resources import Resources
@@ -152,8 +152,7 @@ def worker(settings: dict[str, Any]) -> None:
     try:
         train(job, number, Config(**trial.config), ray_train.report, lead)
     except Exception as error:
-        if not lost_peer(error):
-            fail(job, number, error)
+        fail(job, number, error)
         raise
 
 
