@@ -178,12 +178,12 @@ class Killing:
 
 @pytest.mark.slow
 def test_a_trial_whose_controller_is_killed_is_tried_again(toy_npz, tmp_path: Path, places: Places, ray_session: Session):
-    config, listener = toy_config(toy_npz(tmp_path / "toy.npz"), augment="toy_slow"), Killing()
+    config, listener = toy_config(toy_npz(tmp_path / "toy.npz"), augment="toy_slow", epochs=20), Killing()
     book = Book(toy_job(tmp_path / "cell", places, workers=1), minimise=False, listener=listener)
     try:
         (trial,) = search(book, Scripted([config]))  # type: ignore[arg-type]
     finally:
         hurry_marker().unlink(missing_ok=True)
     assert listener.killed
-    assert (trial.status, trial.lost, [row["epoch"] for row in trial.history]) == (FINISHED, 1, [1, 2, 3])
+    assert (trial.status, trial.lost, [row["epoch"] for row in trial.history]) == (FINISHED, 1, list(range(1, 21)))
     wait_until(all_cpus_free, 90)
