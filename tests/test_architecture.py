@@ -16,7 +16,7 @@ from tlray.config import FIELDS
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = (
-    ("errors",), ("storage",), ("registry", "cache"), ("lending",), ("config", "results"),
+    ("errors", "patience"), ("storage",), ("registry", "cache"), ("lending",), ("config", "results"),
     ("data",), ("models",), ("training",), ("cluster",), ("report",), ("deploy",), ("runs",),
     ("arguments",), ("job", "inspecting"), ("experiment",), ("cli", "__main__"),
 )  # fmt: skip

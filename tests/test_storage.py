@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from s3_server import Store, served
+from small_disk import small_disk
 
 from tlray import storage
 from tlray.cache import append_line, write_json
@@ -101,6 +102,14 @@ def test_a_large_file_goes_up_and_down_in_pieces(remote: RemotePath, tmp_path: P
     assert (tmp_path / "down").read_bytes() == data == (remote / "large").read_bytes()
 
 
+def test_a_disk_that_is_full_here_is_not_a_store_that_is_away(remote: RemotePath, tmp_path: Path):
+    (remote / "large").write_bytes(bytes(1 << 20))
+    started = time.monotonic()
+    with small_disk(tmp_path / "disk", 100) as disk, pytest.raises(OSError, match=r"No space left on device: '.*/disk/down'"):
+        (remote / "large").download(disk.folder / "down")
+    assert time.monotonic() - started < 10
+
+
 def test_a_missing_bucket_is_named_at_once_and_made_where_the_query_allows(object_store: Store):
     missing = place(f"s3://no-such-bucket/runs?{object_store.options}")
     assert isinstance(missing, RemotePath)
@@ -164,13 +173,15 @@ def test_a_server_that_hangs_is_waited_for(object_store: Store, remote: RemotePa
     assert (remote / "during").read_bytes() == b"2"
 
 
-def test_a_server_that_hangs_on_is_given_up(object_store: Store, remote: RemotePath, monkeypatch):
+@pytest.mark.parametrize("ask", [lambda file: file.write_bytes(b"2"), lambda file: file.read_bytes()], ids=["write", "read"])
+def test_a_server_that_hangs_on_is_given_up(ask, object_store: Store, remote: RemotePath, monkeypatch):
+    (remote / "during").write_bytes(b"1")
     monkeypatch.setattr(storage, "ANSWER", 1.0)
     monkeypatch.setattr(storage, "PATIENCE", 2.0)
     os.kill(object_store.process.pid, signal.SIGSTOP)
     try:
         with pytest.raises(StorageError, match=r"did not answer for 2 s \(it took the question and said nothing"):
-            (remote / "during").write_bytes(b"2")
+            ask(remote / "during")
     finally:
         os.kill(object_store.process.pid, signal.SIGCONT)
 
@@ -184,6 +195,19 @@ def test_a_long_outage_is_one_sentence_after_a_bounded_time(object_store: Store,
     finally:
         object_store.gate.open()
     assert not (remote / "during").exists()
+
+
+def test_a_run_that_is_handed_over_during_an_outage_is_written_no_more(object_store: Store, remote: RemotePath):
+    object_store.gate.shut()
+    losing = threading.Timer(0.5, hand_over, [remote / "run", "somebody else has it"])  # the first try takes some seconds
+    losing.start()
+    try:
+        with pytest.raises(StorageError, match="somebody else has it"):
+            (remote / "run" / "x").write_bytes(b"2")
+    finally:
+        losing.join()
+        take_back(remote / "run")
+        object_store.gate.open()
 
 
 def write_for_ever(file: RemotePath, data: bytes) -> None:
@@ -211,6 +235,8 @@ def test_a_run_that_was_handed_over_is_written_no_more(remote: RemotePath):
     try:
         with pytest.raises(RunError, match="somebody else has it"):
             (remote / "run" / "x").write_bytes(b"")
+        with pytest.raises(RunError, match="somebody else has it"):
+            (remote / "run" / "x").unlink()
         (remote / "run2").write_bytes(b"")
     finally:
         take_back(remote / "run")  # type: ignore[arg-type]

@@ -360,6 +360,9 @@ OTHER_COMMANDS = {
     "no command": ([], ("COMMAND", "--help")),
     "unknown command": (["predit"], ("predit", "predict")),
     "report of nothing": (["report", "{tmp}/nothing"], ("{tmp}/nothing", "summary.json", "finished run")),
+    "report from a store that does not answer": (
+        ["report", "s3://bucket/run?endpoint_override=127.0.0.1:9&scheme=http"], ("s3://bucket/run", "did not answer (", "check address")
+    ),
     "predict without a model": (["predict", "{tmp}/nothing", "x.png"], ("{tmp}/nothing/config.json", "folder of a model")),
     "evaluate without a model": (["evaluate", "{tmp}/nothing", "--task", "digits"], ("{tmp}/nothing/config.json", "folder of a model")),
     "evaluate without a task": (["evaluate", "{tmp}/nothing"], ("--task", "--help")),

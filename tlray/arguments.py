@@ -17,6 +17,7 @@ from tlray.cluster.interrupts import handled
 from tlray.config import FIELDS, PATH_SCHEMES
 from tlray.errors import Interrupted, UserError, refusal, unwritable
 from tlray.registry import TASKS
+from tlray.storage import AnyPath, RemotePath, place
 
 FLAGS = {"task": "--tasks", "backbone": "--backbones", "weights": "--weights", "size": "--size", "epochs": "--epochs",
          "monitor": "--monitor", "seed": "--seed", "threads": "--cpus-per-trial"}  # fmt: skip
@@ -85,6 +86,14 @@ def absolute_weights(weights: str) -> str:
     if weights in ("none", "imagenet") or weights in TASKS or not os.path.isfile(path := absolute(weights)):
         return absolute_task(weights)
     return str(path)
+
+
+def named_place(text: str) -> AnyPath:
+    """What a command is to read, a path or a URI. Raises StorageError at once where its store does not answer: the address may be wrong."""
+    found = place(text)
+    if isinstance(found, RemotePath):
+        found.knock()
+    return found
 
 
 def add_place_arguments(parser: argparse.ArgumentParser) -> None:

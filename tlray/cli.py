@@ -16,6 +16,7 @@ from tlray.arguments import (
     add_resource_arguments,
     add_storage_arguments,
     field_help,
+    named_place,
     places_of,
     positive,
     positive_seconds,
@@ -112,11 +113,12 @@ def _train(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from tlray.report.page import write_report
 
-    print(write_report(arguments.run))
+    run = named_place(arguments.run)
+    print(write_report(run))
     if arguments.tensorboard:
         from tlray.report.tensorboard import write_tensorboard
 
-        print(f"tensorboard --logdir {write_tensorboard(arguments.run)}")
+        print(f"tensorboard --logdir {write_tensorboard(run)}")
     return 0
 
 
@@ -124,7 +126,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from tlray.deploy.model import load_model
     from tlray.deploy.predict import evaluate_task
 
-    result = evaluate_task(load_model(arguments.model), arguments.task, places_of(arguments), arguments.split)
+    result = evaluate_task(load_model(named_place(arguments.model)), arguments.task, places_of(arguments), arguments.split)
     if arguments.json:
         print(json.dumps(result, indent=2))
         return 0
@@ -154,7 +156,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     from tlray.deploy.model import load_model
     from tlray.deploy.predict import predict_files
 
-    answers = predict_files(load_model(arguments.model), arguments.images)
+    answers = predict_files(load_model(named_place(arguments.model)), arguments.images)
     if arguments.json:
         print(json.dumps(answers, indent=2))
         return 0
@@ -173,6 +175,8 @@ def _decision(answer: dict[str, Any]) -> str:
 def _latent(arguments: argparse.Namespace) -> int:
     from tlray.inspecting import latent
 
+    for model in arguments.models:
+        named_place(model)
     return latent(arguments, places_of(arguments))
 
 

@@ -4,17 +4,37 @@ import errno
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG}
 """What the system says when a place cannot be written."""
+AWAY = {errno.EIO, errno.ESTALE, errno.ENOLCK}
+"""What it says when a disk fails, or the server that lends one is away or locks nothing."""
+SILENT = {errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN}
+"""What it says of a file whose server does not answer; where no file is named a socket may have said it."""
+OF_THE_FILE = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP}
+"""What is said when the fault lies in the file that is read; parsers give no number."""
+
+
+def _away(error: OSError) -> bool:
+    return error.errno in AWAY or (error.errno in SILENT and error.filename is not None)
 
 
 def unwritable(error: BaseException) -> bool:
-    """Whether the system has refused to write: a full disk, a lacking permission. Making room mends it; trying again does not."""
-    return isinstance(error, OSError) and error.errno in UNWRITABLE
+    """Whether the system has refused a place: it is full, not ours to use, or its disk or server fails. Trying again mends nothing."""
+    return isinstance(error, OSError) and (error.errno in UNWRITABLE or _away(error))
 
 
 def refusal(error: OSError, place: object = None) -> str:
     """The sentence for an `unwritable` error; `place`: where it was, unless the error names a file."""
+    where, said = error.filename or place or "a file", error.strerror or error
+    if _away(error):
+        return f"{where} cannot be used ({said}): check its disk, or the server that it lies on"
     what = "used" if error.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG) else "written"  # reading is refused so too
-    return f"{error.filename or place or 'a file'} cannot be {what} ({error.strerror or error}): make room or get permission"
+    return f"{where} cannot be {what} ({said}): make room or get permission"
+
+
+def raise_unless_of_the_file(error: BaseException, path: object) -> None:
+    """Raise the OSError with which the system kept a file from us: what stands in it may be whole, so nothing may take its place."""
+    if isinstance(error, OSError) and error.errno not in OF_THE_FILE:
+        error.filename = error.filename or str(path)
+        raise error
 
 
 class UserError(Exception):

@@ -21,7 +21,7 @@ from tlray.cluster.resources import Node, Resources, cluster, divide, machine, t
 from tlray.cluster.sampler import check_space
 from tlray.cluster.session import Session, started
 from tlray.config import Config, parse_settings
-from tlray.errors import Interrupted, RunError, StorageError
+from tlray.errors import Interrupted, RunError, StorageError, raise_unless_of_the_file
 from tlray.lending import shelf_beside
 from tlray.report.page import write_report
 from tlray.report.tensorboard import write_tensorboard
@@ -74,7 +74,8 @@ def _scale(arguments: argparse.Namespace, folder: AnyPath, nodes: Sequence[Node]
         bases = [cell["base"] for cell in begun["cells"]]
         precisions = {base["backbone"]: base["precision"] for base in bases}
         return Scale(begun["trials"], bases[0]["epochs"], bases[0]["size"], precisions)
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise_unless_of_the_file(error, folder / "run.json")
         raise RunError(f"{folder / 'run.json'} is damaged: start a run of another --name") from None
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tlray.cache import DAMAGED, ordinary, read_sealed, write_bytes, write_sealed
-from tlray.errors import RunError
+from tlray.errors import RunError, raise_unless_of_the_file
 from tlray.storage import AnyPath, for_each
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def write_trial(cell: AnyPath, trial: Trial) -> None:
 
 
 def read_trial(cell: AnyPath, number: int) -> Trial:
-    """Read one trial. Raises RunError when its file is missing or damaged."""
+    """Read one trial. Raises RunError when its file is missing or damaged, OSError when the system does not give it."""
     path = trial_folder(cell, number) / "trial.json"
     trial = _read_trial(path)
     if trial is None:
@@ -90,6 +90,7 @@ def _read_trial(path: AnyPath) -> Trial | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
+        raise_unless_of_the_file(error, path)
         raise _unreadable(path, error) from None
 
 
@@ -145,6 +146,7 @@ def read_results(run: AnyPath) -> "pd.DataFrame":
         ordinary(path)
         return pd.read_parquet(io.BytesIO(path.read_bytes()), engine="pyarrow", page_checksum_verification=True)
     except DAMAGED as error:
+        raise_unless_of_the_file(error, path)
         raise RunError(f"{path} cannot be read ({error}): is {run} the directory of a run?") from None
 
 
@@ -156,4 +158,5 @@ def read_summary(run: AnyPath) -> dict[str, Any]:
     except FileNotFoundError:
         raise RunError(f"{path} is not there: is {run} the directory of a finished run?") from None
     except (OSError, ValueError) as error:
+        raise_unless_of_the_file(error, path)
         raise RunError(f"{path} cannot be read ({error}): remove it, the run's command with --resume makes it anew") from None

@@ -11,17 +11,17 @@ import posixpath
 import secrets
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from tlray.errors import StorageError
+from tlray.errors import UNWRITABLE, StorageError
+from tlray.patience import within
 
 if TYPE_CHECKING:
     from pyarrow import fs  # at run time only where a store is used: every trial's process imports this module
@@ -33,8 +33,6 @@ PATIENCE = 120.0
 """Seconds for which a store that does not answer is asked again, before what is done gives up."""
 ANSWER, SLOWEST = 60.0, 1e6
 """Longest silence of a store that has taken the question, in seconds, and the slowest transfer that is waited for, in bytes/s."""
-LARGEST = 1e9
-"""Bytes of the largest object that is read, as far as waiting goes."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
 """Seconds between two tries; each pause is twice the one before."""
 AT_ONCE = 16
@@ -123,10 +121,7 @@ class RemotePath:
 
     def modified(self) -> float:
         """When it was last written by the store's own clock, seconds since 1970. FileNotFoundError when it is not there."""
-        info = self._info()
-        if not info.is_file:
-            raise FileNotFoundError(2, "there is no such object", str(self))
-        return info.mtime_ns / 1e9
+        return self._object().mtime_ns / 1e9
 
     def read_bytes(self) -> bytes:
         """The whole object. FileNotFoundError when it is not there."""
@@ -138,7 +133,7 @@ class RemotePath:
                 if store.get_file_info(path).size == len(data):  # else it was replaced between pyarrow's look at its size and its reading
                     return data
 
-        return self._ask(read, size=LARGEST)
+        return self._ask(read, size=self._object().size)
 
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
@@ -161,18 +156,23 @@ class RemotePath:
         self._put(lambda: file.open("rb"), file.stat().st_size)
 
     def download(self, file: Path) -> None:
-        """Write the object's content to a file, piece by piece. FileNotFoundError when it is not there."""
+        """Write the object's content to a file, piece by piece. FileNotFoundError when it is not there, OSError when the disk is full."""
 
         def fetch(store: "fs.FileSystem", path: str) -> None:
-            with store.open_input_stream(path) as source, open(file, "wb") as target:
-                shutil.copyfileobj(source, target, 1 << 22)
+            try:
+                with store.open_input_stream(path) as source, open(file, "wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 22)
+            except OSError as error:
+                if error.errno in UNWRITABLE:
+                    error.filename = str(file)
+                raise
 
-        self._ask(fetch, size=LARGEST)
+        self._ask(fetch, size=self._object().size)
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete the object."""
         try:
-            self._ask(lambda store, path: store.delete_file(path))
+            self._alter(lambda store, path: store.delete_file(path))
         except FileNotFoundError:
             if not missing_ok:
                 raise
@@ -180,7 +180,7 @@ class RemotePath:
     def remove_tree(self) -> None:
         """Delete everything below it."""
         with contextlib.suppress(FileNotFoundError):
-            self._ask(lambda store, path: store.delete_dir(path))
+            self._alter(lambda store, path: store.delete_dir(path))
 
     def reach(self) -> None:
         """Raise StorageError at once unless the store answers and takes what is written; makes its bucket where the query allows."""
@@ -201,38 +201,55 @@ class RemotePath:
         except FileNotFoundError as error:
             raise StorageError(f"{self} cannot be used ({_said(error)}): check the bucket's name") from None
 
+    def knock(self) -> None:
+        """Raise StorageError at once unless the store answers; what there is in it does not matter."""
+        self._ask(lambda store, path: store.get_file_info(path), patience=0.0)
+
     def _info(self) -> "fs.FileInfo":
         return self._ask(lambda store, path: store.get_file_info(path))
+
+    def _object(self) -> "fs.FileInfo":
+        info = self._info()
+        if not info.is_file:
+            raise FileNotFoundError(2, "there is no such object", str(self))
+        return info
 
     def _put(self, source: Callable[[], Any], size: float) -> None:
         def put(store: "fs.FileSystem", path: str) -> None:
             with source() as opened, store.open_output_stream(path) as stream:
                 shutil.copyfileobj(opened, stream, 1 << 22)
 
-        if why := handed_over(self):
-            raise StorageError(why)
-        self._ask(put, size=size)
+        self._alter(put, size)
+
+    def _alter(self, what: Callable[["fs.FileSystem", str], None], size: float = 0) -> None:
+        """`_ask` for what alters something: no try of it once the run belongs to somebody else."""
+
+        def fenced(store: "fs.FileSystem", path: str) -> None:
+            if why := handed_over(self):
+                raise StorageError(why)
+            what(store, path)
+
+        self._ask(fenced, size=size)
 
     def _ask(self, what: Callable[["fs.FileSystem", str], Answer], patience: float | None = None, size: float = 0) -> Answer:
         """Do it, again and again while the store does not answer. FileNotFoundError is an answer. size: bytes that go to and fro."""
         until, pause = time.monotonic() + (PATIENCE if patience is None else patience), FIRST_PAUSE
         while True:
             try:
-                return _within(ANSWER + size / SLOWEST, lambda: what(*self.filesystem()))
+                return within(ANSWER + size / SLOWEST, lambda: what(*self.filesystem()))
             except FileNotFoundError:
                 raise
             except OSError as error:
+                if error.errno in UNWRITABLE:  # the disk of this machine says so, which a file comes from or goes to
+                    raise
+                said = _said(error)
                 if any(word in str(error) for word in SETTLED):
-                    raise StorageError(
-                        f"{self} is refused ({_said(error)}): check the bucket's name, the credentials and their rights"
-                    ) from None
+                    raise StorageError(f"{self} is refused ({said}): check the bucket's name, the credentials and their rights") from None
                 if time.monotonic() >= until:
                     waited = "" if patience == 0 else f" for {PATIENCE:.0f} s"
                     later = "" if patience == 0 else "; what is done is saved, --resume goes on when it answers"
-                    raise StorageError(
-                        f"{self} did not answer{waited} ({_said(error)}): check address, region and network{later}"
-                    ) from None
-                log.warning("%s does not answer (%s), trying again", self.root, _said(error))
+                    raise StorageError(f"{self} did not answer{waited} ({said}): check address, region and network{later}") from None
+                log.warning("%s does not answer (%s), trying again", self.root, said)
             time.sleep(min(pause, max(0.0, until - time.monotonic())))
             pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -273,8 +290,8 @@ def remove_tree(folder: AnyPath) -> None:
     """Delete a folder and what lies in it; nothing where there is none."""
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
-        return
-    folder.remove_tree()
+    else:
+        folder.remove_tree()
 
 
 @contextlib.contextmanager
@@ -298,7 +315,7 @@ def for_each(files: Sequence[AnyPath], work: Callable[[AnyPath], Answer]) -> lis
 
 
 def hand_over(run: RemotePath, why: str) -> None:
-    """Forbid this process to write below `run`: it belongs to somebody else now."""
+    """Forbid this process to write or delete below `run`: it belongs to somebody else now."""
     _handed_over[run] = why
 
 
@@ -324,25 +341,6 @@ def _connected(root: str, query: str) -> tuple["fs.FileSystem", str]:
         return FileSystem.from_uri(root + (f"?{query}" if query else ""))
     except (ArrowException, ValueError) as error:
         raise StorageError(f"{root} cannot be understood with the options {query!r} ({_said(error)}): check them") from None
-
-
-def _within(seconds: float, work: Callable[[], Answer]) -> Answer:
-    """`work()`; TimeoutError after so many seconds, when its thread is left behind: pyarrow sets no limit to a server that hangs."""
-    outcome: Future[Answer] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        return outcome.result(seconds)
-    except TimeoutError:
-        if outcome.done():
-            raise
-        raise TimeoutError(f"it took the question and said nothing for {seconds:.0f} s") from None
 
 
 def _said(error: BaseException) -> str:

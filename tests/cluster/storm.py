@@ -30,7 +30,9 @@ from toy_data import write_toy  # noqa: E402
 from tlray.results import Trial, read_results, read_summary, read_trials, trial_folder  # noqa: E402
 
 TRIALS, EPOCHS, PATIENCE = 3, 5, 240.0
-VICTIMS = ("driver", "trial", "worker", "raylet")
+VICTIMS = ("driver", "trial", "worker", "raylet", "controller")
+OF_TRAINERS = ("worker", "controller")
+"""Victims that only a search with workers has."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def find(victim: str, driver: int, name: str) -> Process | None:
     mine = family(driver)
     if victim == "driver":
         return mine[0] if mine else None
-    marks = {"trial": f"ray::{name}-", "worker": "ray::RayTrainWorker", "raylet": "/raylet/raylet "}
+    marks = {"trial": f"ray::{name}-", "worker": "ray::RayTrainWorker", "raylet": "/raylet/raylet ",
+             "controller": "ray::TrainController"}  # fmt: skip
     found = [each for each in mine if marks[victim] in each.name]
     return max(found, key=lambda each: int(each.started), default=None)
 
@@ -154,7 +157,7 @@ def draw(seed: int, wholes: dict[int, Whole]) -> tuple[int, str, float]:
     """(workers, victim, moment) of a seed."""
     seeded = random.Random(seed)
     workers = seeded.choice(sorted(wholes))
-    victim = seeded.choice([each for each in VICTIMS if workers or each != "worker"])
+    victim = seeded.choice([each for each in VICTIMS if workers or each not in OF_TRAINERS])
     return workers, victim, seeded.uniform(0.0, 0.9 * wholes[workers].seconds)
 
 

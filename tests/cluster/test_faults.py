@@ -1,12 +1,15 @@
 """Whose fault a failure is, and what follows: the user's ends the search, the machine's is counted and tried again so often."""
 
 import errno
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from cluster_toys import Scripted, toy_config, toy_job
+from cluster_toys import Scripted, all_cpus_free, hurry_marker, kill_controllers, toy_config, toy_job
+from waiting import wait_until
 
 from tlray.cache import Places
 from tlray.cluster.faults import LOST_PROCESSES, cause_of, fail, lost, reason_of
@@ -30,6 +33,10 @@ def raised(size: int) -> BaseException:
     (WeightsError("damaged"), USER),
     (RunError("of another configuration"), USER),
     (OSError(errno.ENOSPC, "No space left on device"), USER),
+    (OSError(errno.EIO, "Input/output error"), USER),
+    (OSError(errno.ESTALE, "Stale file handle", "/x/y"), USER),
+    (OSError(errno.ETIMEDOUT, "Connection timed out", "/x/y"), USER),
+    (OSError(errno.ETIMEDOUT, "Connection timed out"), MACHINE),
     (ConfigError("batch_size=1"), CONFIGURATION),
     (NonFiniteLoss("epoch 1"), CONFIGURATION),
     (MemoryError(), CONFIGURATION),
@@ -53,6 +60,8 @@ def test_reasons_are_one_line():
     assert reason_of(DataError("no file\n  at all")) == "no file at all"
     assert reason_of(ValueError("first\nsecond")) == "ValueError: first"
     assert reason_of(OSError(errno.ENOSPC, "No space left on device", "/x/y")).startswith("/x/y cannot be written (No space left")
+    stale = OSError(errno.ESTALE, "Stale file handle", "/x/y")
+    assert reason_of(stale) == "/x/y cannot be used (Stale file handle): check its disk, or the server that it lies on"
     assert reason_of(ValueError()) == "ValueError: no message"
 
 
@@ -94,6 +103,36 @@ def test_what_has_ended_stays_as_it_ended(running):
     assert (trial.status, trial.cause, trial.reason, trial.lost) == (FAILED, BUG, "ValueError: first", 0)
 
 
+NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux's /proc")
+
+
+class Spoiling:
+    """Puts another file in the place of the file of every trial that starts."""
+
+    def __init__(self, cell: Path, other: Path):
+        self.cell, self.other = cell, other
+
+    def trial_started(self, cell: str, trial: Trial) -> None:
+        file = trial_folder(self.cell, trial.number) / "trial.json"
+        file.unlink()
+        file.symlink_to(self.other)
+
+    def epoch_ended(self, cell: str, number: int, result: dict[str, Any]) -> None: ...
+    def trial_ended(self, cell: str, trial: Trial) -> None: ...
+
+
+@pytest.mark.parametrize(("other", "says"), [
+    (os.devnull, r"0000/trial\.json cannot be read .*remove"),
+    pytest.param("/proc/self/mem", r"0000/trial\.json cannot be used \(Input/output error\)", marks=NEEDS_PROC),
+])  # fmt: skip
+def test_a_trials_file_that_is_lost_while_it_runs_ends_the_search(
+    other: str, says: str, toy_npz, tmp_path: Path, places: Places, ray_session: Session
+):
+    book = Book(toy_job(tmp_path / "cell", places), minimise=False, listener=Spoiling(tmp_path / "cell", Path(other)))
+    with pytest.raises(RunError, match=says):
+        search(book, Scripted([toy_config(toy_npz(tmp_path / "toy.npz"))]))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_users_mistake_ends_the_search_and_is_taken_up_once_mended(
     workers: int, toy_npz, tmp_path: Path, places: Places, ray_session: Session
@@ -123,3 +162,31 @@ def test_a_trial_that_always_loses_its_process_ends_and_the_search_goes_on(
     trials = search(book, Scripted(configs))  # type: ignore[arg-type]
     assert [(trial.status, trial.cause, trial.lost) for trial in trials] == [(FAILED, MACHINE, LOST_PROCESSES + 1), (FINISHED, "", 0)]
     assert trials[0].reason.startswith("it lost a process 4 times: ")
+
+
+class Killing:
+    """Kills the controller of the TorchTrainer as soon as an epoch is heard of, once."""
+
+    killed = 0
+
+    def trial_started(self, cell: str, trial: Trial) -> None: ...
+
+    def epoch_ended(self, cell: str, number: int, result: dict[str, Any]) -> None:
+        if not self.killed:
+            self.killed = kill_controllers()
+            hurry_marker().touch()
+
+    def trial_ended(self, cell: str, trial: Trial) -> None: ...
+
+
+@pytest.mark.slow
+def test_a_trial_whose_controller_is_killed_is_tried_again(toy_npz, tmp_path: Path, places: Places, ray_session: Session):
+    config, listener = toy_config(toy_npz(tmp_path / "toy.npz"), augment="toy_slow", epochs=20), Killing()
+    book = Book(toy_job(tmp_path / "cell", places, workers=1), minimise=False, listener=listener)
+    try:
+        (trial,) = search(book, Scripted([config]))  # type: ignore[arg-type]
+    finally:
+        hurry_marker().unlink(missing_ok=True)
+    assert listener.killed
+    assert (trial.status, trial.lost, [row["epoch"] for row in trial.history]) == (FINISHED, 1, list(range(1, 21)))
+    wait_until(all_cpus_free, 90)

@@ -9,7 +9,7 @@ import pytest
 from cluster_toys import Scripted, toy_config, toy_job
 
 from tlray.cache import Places
-from tlray.cluster import tuning
+from tlray.cluster import book as books
 from tlray.cluster.session import Session
 from tlray.cluster.supervision import Enough
 from tlray.cluster.tuning import Book, FairASHA, search
@@ -91,9 +91,9 @@ def test_a_search_under_a_budget_goes_on_while_the_clock_jumps(
 
 def test_the_end_of_a_trial_looks_at_few_folders_however_many_have_ended(tmp_path: Path, places: Places, monkeypatch: pytest.MonkeyPatch):
     looked: list[Path] = []
-    found = tuning.found
-    monkeypatch.setattr(tuning, "found", lambda folder: looked.append(folder) or found(folder))
-    monkeypatch.setattr(tuning, "cell_gauges", lambda *_: None)  # there is no Ray here
+    found = books.found
+    monkeypatch.setattr(books, "found", lambda folder: looked.append(folder) or found(folder))
+    monkeypatch.setattr(books, "cell_gauges", lambda *_: None)  # there is no Ray here
     book = Book(toy_job(tmp_path, places), minimise=False)
     for number in range(30):
         write_trial(tmp_path, Trial(number, CONFIG.to_dict(), FINISHED, history=[row(1, -number, number)]))

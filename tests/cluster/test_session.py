@@ -131,18 +131,36 @@ def test_processes_find_their_own_ray_where_several_run_on_a_machine(ray_session
         other.wait(timeout=30)
 
 
+JOIN = "from tlray.arguments import run_command as run; from tlray.cluster.session import started; run(lambda: started().__enter__())"
+
+
+def refused(code: str, environment: dict[str, str]) -> str:
+    """The one sentence of a process that cannot join a cluster."""
+    answer = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in answer.stderr
+    (line,) = [line for line in answer.stderr.splitlines() if line.startswith("tlray: ")]
+    return line
+
+
 @pytest.mark.slow
 def test_a_cluster_that_cannot_be_joined_is_one_sentence(ray_session: Session):
     """Here for want of the token, which a client sends only when told to; on an idle machine Ray tries for half a minute."""
     import ray
 
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    code = "from tlray.arguments import run_command as run; from tlray.cluster.session import started; run(lambda: started().__enter__())"
-    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    (line,) = [line for line in answer.stderr.splitlines() if line.startswith("tlray: ")]
-    assert environment["RAY_ADDRESS"] in line
+    address = ray.get_runtime_context().gcs_address
+    line = refused(JOIN, {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": address})
+    assert address in line
     assert "RAY_AUTH_MODE=token" in line
-    assert "Traceback" not in answer.stderr
+
+
+def test_a_cluster_of_another_version_is_one_sentence(ray_session: Session):
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    line = refused(f"import ray; ray.__version__ = '0.0.1'; {JOIN}", {"RAY_AUTH_MODE": "token", "RAY_ADDRESS": address})
+    assert line.startswith(f"tlray: RAY_ADDRESS={address} cannot be joined (Version mismatch: ")
+    assert "Ray: 0.0.1" in line
+    assert "use the cluster's versions" in line
 
 
 def in_background(target: Any, *arguments: Any) -> threading.Thread:

@@ -1,16 +1,18 @@
 """A TorchTrainer round `fit` changes nothing: one worker gives the numbers of this process, and its faults have their reasons."""
 
+import threading
 from pathlib import Path
 
 import pytest
 import torch
-from cluster_toys import toy_config, toy_job, without_clock
+from cluster_toys import all_cpus_free, kill_controllers, toy_config, toy_job, without_clock
+from waiting import wait_until
 
 from tlray.cache import Places
 from tlray.cluster.distributed import train_distributed
 from tlray.cluster.session import Session
 from tlray.errors import RunError
-from tlray.results import FINISHED, NONFINITE, Trial, trial_folder, write_trial
+from tlray.results import FINISHED, NONFINITE, RUNNING, Trial, read_trial, trial_folder, write_trial
 from tlray.training.checkpoint import Checkpoint, found, load_checkpoint, newest_checkpoint, save_checkpoint
 from tlray.training.fit import fit
 
@@ -48,6 +50,24 @@ def test_a_distributed_training_is_taken_up_where_it_stands(toy_npz, tmp_path: P
     assert trial.history[0] == first.meta["history"][0]
     assert without_clock(trial.history) == without_clock(whole[-1].history)
     assert train_distributed(job, config) == trial  # which has ended: nothing is trained
+
+
+@pytest.mark.slow
+def test_a_training_whose_controller_is_killed_breaks_off_in_one_sentence(toy_npz, tmp_path: Path, places: Places, ray_session: Session):
+    config = toy_config(toy_npz(tmp_path / "toy.npz"), augment="toy_slow", epochs=100)
+    job = toy_job(tmp_path / "cell", places, workers=1)
+
+    def kill() -> None:
+        wait_until(lambda: found(trial_folder(job.cell, 0) / "checkpoints"))
+        kill_controllers()
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    with pytest.raises(RunError, match=r"broke off, the same call goes on with it: ActorDiedError"):
+        train_distributed(job, config)
+    killer.join()
+    assert read_trial(job.cell, 0).status == RUNNING
+    wait_until(all_cpus_free, 90)
 
 
 def test_a_training_that_has_failed_raises_its_reason(toy_npz, tmp_path: Path, places: Places, ray_session: Session):

@@ -294,8 +294,11 @@ def test_a_time_budget_ends_the_search_with_reasons(toy_npz, tmp_path: Path, pla
 
 def test_a_grid_trains_every_arm_to_its_end(toy_npz, tmp_path: Path, places: Places, ray_session: Session):
     base = toy_config(toy_npz(tmp_path / "toy.npz"), epochs=3)
+    left = tmp_path / "cell" / "ray" / "tune-of-a-driver-that-was-killed"
+    left.mkdir(parents=True)
     arms = [("good", base), ("hopeless", replace(base, lr=1e-7)), ("hopeless", replace(base, lr=1e-7, seed=1))]
     trials = grid(Book(toy_job(tmp_path / "cell", places), minimise=False, keep_best=True), arms)
     assert [(trial.arm, trial.status, len(trial.history)) for trial in trials] == [(name, FINISHED, 3) for name, _ in arms]
     assert [trial.config for trial in trials] == [config.to_dict() for _, config in arms]
     assert all(found(trial_folder(tmp_path / "cell", number) / "checkpoints") for number in range(3))
+    assert not left.exists()

@@ -65,7 +65,7 @@ def test_it_is_given_back_after_an_error(run: RemotePath):
 
 def test_a_run_of_another_machine_is_refused_with_who_has_it_and_how_long_to_wait(run: RemotePath):
     other = claim_of_another(run)
-    with pytest.raises(RunError, match=r"in use by ada on elsewhere \(process 12, .* --resume works in 1\d\d s"), held(run):
+    with pytest.raises(RunError, match=r"in use by ada on elsewhere \(process 12, .* --resume works in 2\d\d s"), held(run):
         pass
     assert claims(run) == [other]
 

@@ -130,6 +130,29 @@ def test_a_torn_newest_checkpoint_costs_one_epoch_not_the_training(cut, tmp_path
     assert trials == cut[1][0]
 
 
+UNREADABLE = Path("/proc/self/mem")
+"""A file whose bytes the system does not give: it says "Input/output error", as of a disk that fails."""
+
+
+@pytest.mark.skipif(not UNREADABLE.exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("name", ["checkpoint", "trial.json", "run.json", "summary.json"])
+def test_a_file_that_the_disk_does_not_give_is_not_taken_for_damaged(name: str, cut, tmp_path: Path, places: Places):
+    folder = tmp_path / "run"
+    shutil.copytree(cut[0], folder)
+    trial = trial_folder(folder / "cell", 1)
+    newest = found(trial / "checkpoints")[-1][1]
+    file = {"checkpoint": newest, "trial.json": trial / "trial.json"}.get(name, folder / name)
+    whole = file.rename(tmp_path / "whole")
+    file.symlink_to(UNREADABLE)
+    before = files(folder)
+    with pytest.raises(RunError, match=r"cannot be used \(Input/output error\): check its disk.* --resume goes on") as raised:
+        go_on(folder, places)
+    assert str(file) in str(raised.value)
+    assert files(folder) == before
+    whole.rename(file)
+    assert go_on(folder, places)[0] == cut[1][0]
+
+
 def test_what_is_sealed_is_read_as_it_was_written_or_not_at_all(tmp_path: Path):
     file, value = tmp_path / "a.json", {"a": 1.5, "b": [1, None, "\u00e4"], "c": {"d": float("nan")}}
     write_sealed(file, value)

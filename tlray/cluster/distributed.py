@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -103,7 +104,7 @@ def _fit(trainer: TorchTrainer) -> None:
 def train_distributed(job: Job, config: Config, number: int = 0) -> Trial:
     """Train one Config in a TorchTrainer, taking up what an earlier call left; the trial as it ended.
 
-    Raises RunError with the reason when it failed.
+    Raises RunError with the reason when it failed, or when Ray lost more of it than its workers.
     """
     try:
         known = read_trial(job.cell, number)
@@ -115,7 +116,11 @@ def train_distributed(job: Job, config: Config, number: int = 0) -> Trial:
         write_trial(job.cell, Trial(number, config.to_dict()))
     if known is None or known.status == RUNNING:
         settings, losses = {"job": job, "number": number}, [WorkerLosses(job, number)]
-        _fit(torch_trainer(worker, settings, job.label, job.cell / "ray", job.resources, losses))
+        try:
+            _fit(torch_trainer(worker, settings, job.label, job.cell / "ray", job.resources, losses))
+        except (TrainingFailedError, RayError) as error:
+            if not read_trial(job.cell, number).ended:
+                raise RunError(f"the training in {job.cell} broke off, the same call goes on with it: {reason_of(error)}") from error
     trial = read_trial(job.cell, number)
     if trial.status in (FAILED, NONFINITE):
         raise RunError(f"the training in {job.cell} ended as {trial.status}: {trial.reason}")
@@ -149,7 +154,7 @@ def pretrain_all(configs: Sequence[Config], places: Places, resources: Resources
     name = f"{run}-pretraining"
     try:
         _fit(torch_trainer(_pretrain_worker, settings, name, storage, resources))
-    except TrainingFailedError as error:
+    except (TrainingFailedError, RayError) as error:
         first = next(iter(getattr(error, "worker_failures", {}).values()), error)
         raise RunError(f"{name} failed: {reason_of(first)}") from error
     for config in configs:

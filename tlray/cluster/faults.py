@@ -69,16 +69,19 @@ def reason_of(error: BaseException) -> str:
 def fail(job: "Job", number: int, error: BaseException) -> None:
     """End a trial as failed, with whose fault it was and one line of reason in the table; of a bug the traceback lies beside it.
 
-    A StorageError is raised again.
+    A StorageError is raised again, as there is nowhere to write it, and what the machine is to blame for: Ray starts the training again
+    from its newest checkpoint, and whoever sees that counts it.
     """
     if isinstance(error, StorageError):
-        raise error  # there is nowhere to write it: Ray starts the training again from its newest checkpoint
-    folder = trial_folder(job.cell, number)
+        raise error
+    folder, cause = trial_folder(job.cell, number), cause_of(error)
     if read_trial(job.cell, number).ended:
         return
+    if cause == MACHINE:
+        raise error
     if not isinstance(error, UserError):
         write_bytes(folder / "error.txt", "".join(traceback.format_exception(error)).encode())
-    end_trial(job.cell, number, FAILED, newest_history(folder / "checkpoints"), reason_of(error), cause=cause_of(error))
+    end_trial(job.cell, number, FAILED, newest_history(folder / "checkpoints"), reason_of(error), cause=cause)
 
 
 def lost(job: "Job", number: int, said: str) -> None:

@@ -142,6 +142,13 @@ def started(cpus: int | None = None) -> Iterator[Session]:
                 f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} cannot be joined ({error}): check that it runs, or unset RAY_ADDRESS to use this "
                 f"machine; a cluster behind a token wants RAY_AUTH_MODE=token and its token in {token_file()}"
             ) from error
+        except RuntimeError as error:
+            if "Version mismatch" not in str(error):
+                raise
+            raise RunError(
+                f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} cannot be joined ({' '.join(str(error).split())}): use the cluster's versions, "
+                "or unset RAY_ADDRESS to use this machine"
+            ) from error
     else:
         from tlray.training.setup import available_threads
 

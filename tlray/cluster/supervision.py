@@ -4,6 +4,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,17 @@ from ray.tune.trainable import wrap_function
 from tlray.cluster import interrupts
 from tlray.cluster.faults import lost
 from tlray.cluster.trial import Job
-from tlray.errors import RunError, StorageError
+from tlray.errors import RunError
 
 
 class Losses(tune.Callback):
     """Hears from Tune that a trial's process is gone, whether Tune tries it again or has given it up.
 
-    refuse: told that the storage cannot be used, with which the search must end.
+    writing: a block that keeps what a user has to mend, with which the search must end (`Book.writing`).
     """
 
-    def __init__(self, job: Job, refuse: Callable[[RunError], None]):
-        self.job, self.refuse, self.actor = job, refuse, ""
+    def __init__(self, job: Job, writing: Callable[[], AbstractContextManager[None]]):
+        self.job, self.writing, self.actor = job, writing, ""
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune tries the trial again."""
@@ -42,10 +43,8 @@ class Losses(tune.Callback):
         actor = re.search(r"actor_id: (\w+)", said)
         if actor is None or actor[1] != self.actor:
             self.actor = actor[1] if actor else ""
-            try:
+            with self.writing():
                 lost(self.job, trial.config["number"], said)
-            except StorageError as error:  # Tune would take it for its own
-                self.refuse(error)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

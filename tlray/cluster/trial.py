@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tlray.cache import Places
-from tlray.cluster.faults import fail, lost_peer
+from tlray.cluster.faults import fail
 from tlray.cluster.interrupts import leaving_when_told
 from tlray.cluster.monitoring import TrialGauges
 from tlray.cluster.resources import Resources
@@ -50,8 +50,11 @@ def train(job: Job, number: int, config: Config, report: Callable[[dict[str, Any
     resume = newest_checkpoint(checkpoints)
     history: list[dict[str, Any]] = resume.meta["history"] if resume else []
 
+    def ended() -> bool:
+        return read_trial(job.cell, number).ended  # workers may outlive the driver's verdict on their trial
+
     def end(status: str, reason: str = "", chance: float | None = None) -> None:
-        if lead and not read_trial(job.cell, number).ended:  # workers may outlive the driver's verdict on their trial
+        if lead and not ended():
             end_trial(job.cell, number, status, history, reason, chance, cause=CONFIGURATION if status == NONFINITE else "")
 
     try:
@@ -61,7 +64,7 @@ def train(job: Job, number: int, config: Config, report: Callable[[dict[str, Any
             for epoch in fit(config, job.places, resume=resume):
                 history = epoch.history
                 if lead:
-                    save_checkpoint(checkpoints, epoch.state())
+                    save_checkpoint(checkpoints, epoch.state(), ended)
                 if gauges:
                     gauges.epoch(epoch)
                 if epoch.last:
@@ -101,7 +104,7 @@ def in_process(job: Job) -> Callable[[dict[str, Any]], None]:
 
 @contextlib.contextmanager
 def failing(job: Job, number: int) -> Iterator[None]:
-    """End a trial as failed by whatever is raised."""
+    """End a trial as failed by what is raised, unless another try may mend it."""
     try:
         yield
     except Exception as error:
@@ -149,8 +152,7 @@ def worker(settings: dict[str, Any]) -> None:
     try:
         train(job, number, Config(**trial.config), ray_train.report, lead)
     except Exception as error:
-        if not lost_peer(error):
-            fail(job, number, error)
+        fail(job, number, error)
         raise
 
 

@@ -13,7 +13,7 @@ from tlray.data.held_out import open_test
 from tlray.data.loader import mix
 from tlray.data.task import Split, Task
 from tlray.deploy.package import measure_latency
-from tlray.errors import RunError
+from tlray.errors import RunError, raise_unless_of_the_file
 from tlray.models.classifier import describe
 from tlray.models.kinds import KINDS
 from tlray.results import Trial, trial_folder
@@ -128,6 +128,7 @@ def _read(file: AnyPath) -> Scored:
         labels = {name: arrays[f"{name}_labels"] for name in SPLITS}
         return Scored(str(arrays["kind"]), probabilities, labels, arrays.get("test_groups"), facts)
     except DAMAGED as error:
+        raise_unless_of_the_file(error, file)
         raise RunError(f"{file} is damaged ({error}): remove it and resume, it is made anew") from None
 
 

@@ -23,7 +23,7 @@ from tlray.cache import Places, read_sealed, write_bytes, write_sealed
 from tlray.cluster.resources import Resources, cluster, divide, machine, places_for
 from tlray.config import Config
 from tlray.data.task import open_task
-from tlray.errors import Interrupted, RunError, StorageError, refusal, unwritable
+from tlray.errors import Interrupted, RunError, StorageError, raise_unless_of_the_file, refusal, unwritable
 from tlray.lending import lend, shelf_beside
 from tlray.models.weights import file_name, weights_file
 from tlray.report.page import write_report
@@ -154,7 +154,8 @@ def interrupted(run: Run, leave: Callable[[], object] = lambda: None) -> Interru
 def _same_question(file: AnyPath, asked: dict[str, Any]) -> None:
     try:
         before = read_sealed(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        raise_unless_of_the_file(error, file)
         raise RunError(f"{file} is damaged: start a run of another --name") from None
     now = json.loads(json.dumps(asked))
     different = [f"{name} was {old!r} and is {new!r} now" for name, old, new in _differences("", before, now)]

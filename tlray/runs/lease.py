@@ -24,8 +24,9 @@ _held: set[str] = set()
 """Names of the claims of this process that are not given back."""
 RENEWED = 20.0
 """Seconds between two renewals of a claim."""
-STALE = 180.0
-"""Seconds without renewal after which a claim counts no more; longer than a driver waits for a store that does not answer."""
+STALE = 240.0
+"""Seconds without renewal after which a claim counts no more; longer than a driver waits for a store that does not answer, with the last
+try, and with the time since the last renewal."""
 LAST_PATIENCE, LAST_ANSWER = 2.0, 10.0
 """What `storage.PATIENCE` and `storage.ANSWER` are for who is on his way out."""
 

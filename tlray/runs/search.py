@@ -9,7 +9,7 @@ from tlray.cache import read_json, read_sealed, write_sealed
 from tlray.cluster.sampler import Sampler
 from tlray.cluster.trial import Job
 from tlray.data.loader import mix
-from tlray.errors import RunError, StorageError, UserError
+from tlray.errors import RunError, StorageError, UserError, raise_unless_of_the_file
 from tlray.results import Trial, rank_key, read_trials, rows_of, winner
 from tlray.runs.delivery import deliver, describe_task, repeats_of, seed_figures
 from tlray.runs.folder import Run, finish, interrupted, prepare_weights
@@ -94,6 +94,7 @@ def _delivered(cell: Cell, cells: Sequence[Cell], run: Run, seeds: int, rule: st
     try:
         return read_sealed(file)
     except (OSError, ValueError) as error:
+        raise_unless_of_the_file(error, file)
         raise RunError(f"{file} is damaged ({error}): remove it and resume, the winner is delivered anew") from None
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from tlray.cache import finite, ordinary, write_bytes
-from tlray.errors import RunError, StorageError
+from tlray.errors import RunError, StorageError, raise_unless_of_the_file
 from tlray.storage import AnyPath, RemotePath
 
 log = logging.getLogger(__name__)
@@ -42,16 +42,18 @@ class Checkpoint:
         return self.meta["epoch"]
 
 
-def save_checkpoint(folder: AnyPath, checkpoint: Checkpoint) -> AnyPath:
+def save_checkpoint(folder: AnyPath, checkpoint: Checkpoint, ended: Callable[[], bool] = lambda: False) -> AnyPath:
     """Write a checkpoint whole and synced, then drop those that are no longer needed.
 
-    Kept are the newest, the best epoch's, and one before the newest when these two are the same.
+    Kept are the newest, the best epoch's, and one before the newest when these two are the same. `ended`, asked in between, says that
+    somebody has put an end to the training and chosen among what is there: then all stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     data = save(checkpoint.tensors, metadata={"tlray": json.dumps(finite(checkpoint.meta))})
     path = folder / f"epoch-{checkpoint.epoch:05d}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
     write_bytes(path, data)
-    _prune(folder, checkpoint)
+    if not ended():
+        _prune(folder, checkpoint)
     return path
 
 
@@ -87,7 +89,7 @@ def found(folder: AnyPath) -> list[tuple[int, AnyPath]]:
 
 
 def load_checkpoint(path: AnyPath) -> Checkpoint:
-    """Read a checkpoint. Raises RunError when its content is not what was written."""
+    """Read a checkpoint. Raises RunError when its content is not what was written, OSError when the system does not give it."""
     match = NAME.fullmatch(path.name)
     try:
         ordinary(path)
@@ -96,6 +98,7 @@ def load_checkpoint(path: AnyPath) -> Checkpoint:
             raise RunError(f"{path} is damaged: its content does not match the digest in its name")
         return Checkpoint(load(data), _meta(data[8 : 8 + _header(data)]))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise_unless_of_the_file(error, path)
         raise RunError(f"{path} cannot be read: {error}") from None
 
 
@@ -109,7 +112,10 @@ def _meta(header: bytes) -> dict[str, Any]:
 
 
 def newest_checkpoint(folder: AnyPath) -> Checkpoint | None:
-    """The newest checkpoint that is whole; damaged ones are passed over with a warning. None when there is none."""
+    """The newest checkpoint that is whole; damaged ones are passed over with a warning. None when there is none.
+
+    Raises OSError when the system does not give one that may be whole: the next save would delete it.
+    """
     return _first_whole([path for _, path in reversed(found(folder))], load_checkpoint)
 
 
@@ -127,6 +133,7 @@ def _head(path: AnyPath) -> list[dict[str, Any]]:
     try:
         return _meta(path.read_range(8, _header(path.read_range(0, 8))))["history"]
     except (OSError, LookupError, ValueError) as error:
+        raise_unless_of_the_file(error, path)
         raise RunError(f"{path} cannot be read: {error}") from None
 
 
