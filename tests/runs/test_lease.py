@@ -1,23 +1,24 @@
 """A run in an object store belongs to one process at a time; that of a dead one is free, at once or after a stated time."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
 
 import pytest
 from s3_server import Store
 from waiting import wait_until
 
+from tlray import storage
 from tlray.cache import Places
 from tlray.cluster.resources import Resources
 from tlray.errors import Interrupted, RunError
 from tlray.runs import lease
 from tlray.runs.folder import Run, finished, interrupted
-from tlray.runs.lease import held
+from tlray.runs.lease import held, hurried
 from tlray.storage import RemotePath, handed_over, place, take_back
 
 HOLDS = """
@@ -74,7 +75,7 @@ def test_a_claim_that_is_not_renewed_goes_stale(run: RemotePath, monkeypatch):
     other = claim_of_another(run)
 
     def free() -> bool:
-        with suppress(RunError), held(run):
+        with contextlib.suppress(RunError), held(run):
             return True
         return False
 
@@ -157,3 +158,14 @@ def test_a_process_whose_claim_was_taken_for_stale_writes_no_more(run: RemotePat
     finally:
         take_back(run)
     assert not (run / "after").exists()
+
+
+def test_who_hurries_beside_others_leaves_patience_as_it_was():
+    """The first to begin is the first to end."""
+    usual = storage.PATIENCE, storage.ANSWER
+    with contextlib.ExitStack() as second:
+        with hurried():
+            second.enter_context(hurried())
+            assert usual > (storage.PATIENCE, storage.ANSWER)
+        assert usual > (storage.PATIENCE, storage.ANSWER)
+    assert usual == (storage.PATIENCE, storage.ANSWER)

@@ -29,6 +29,8 @@ STALE = 240.0
 try, and with the time since the last renewal."""
 LAST_PATIENCE, LAST_ANSWER = 2.0, 10.0
 """What `storage.PATIENCE` and `storage.ANSWER` are for who is on his way out."""
+_hurry, _before = threading.Lock(), list[tuple[float, float]]()
+"""What they were before, for each thread that is in a hurry; the first one found them as they are meant to be."""
 
 
 @contextlib.contextmanager
@@ -63,12 +65,17 @@ def held(run: RemotePath) -> Iterator[None]:
 @contextlib.contextmanager
 def hurried() -> Iterator[None]:
     """Within the block a store that is away is not waited for: somebody wants to leave."""
-    before = storage.PATIENCE, storage.ANSWER
-    storage.PATIENCE, storage.ANSWER = LAST_PATIENCE, LAST_ANSWER
+    with _hurry:
+        _before.append((storage.PATIENCE, storage.ANSWER))
+        storage.PATIENCE, storage.ANSWER = LAST_PATIENCE, LAST_ANSWER
     try:
         yield
     finally:
-        storage.PATIENCE, storage.ANSWER = before
+        with _hurry:
+            first = _before[0]
+            _before.pop()
+            if not _before:
+                storage.PATIENCE, storage.ANSWER = first
 
 
 @contextlib.contextmanager
