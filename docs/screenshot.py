@@ -8,6 +8,7 @@ It logs in as a reader of the page does, with the token, and asks Chromium over 
 import asyncio
 import base64
 import contextlib
+import os
 import re
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ import aiohttp
 
 HERE = Path(__file__).resolve().parent
 RUN = "chest-1"
-WIDTH, HEIGHT = 1400, 800
+WIDTH, LOW, HIGH = 1500, 520, 1500
 PATIENCE_S = 240.0
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--remote-debugging-port=0")  # fmt: skip
@@ -45,6 +46,10 @@ class Page:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']['message']}")
                 return answer["result"]
+
+    async def size(self, height: int) -> None:
+        """Be so many pixels high, and WIDTH wide."""
+        await self.call("Emulation.setDeviceMetricsOverride", width=WIDTH, height=height, deviceScaleFactor=1, mobile=False)
 
     async def shows(self, text: str) -> None:
         """Wait until a text stands on the page. Raises TimeoutError."""
@@ -86,7 +91,7 @@ async def browser(profile: str) -> AsyncIterator[Page]:
                 (tab,) = [each for each in await answer.json() if each["type"] == "page"]
             async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as socket:
                 page = Page(socket)
-                await page.call("Emulation.setDeviceMetricsOverride", width=WIDTH, height=HEIGHT, deviceScaleFactor=1, mobile=False)
+                await page.size(LOW)
                 yield page
     finally:
         process.terminate()
@@ -96,9 +101,9 @@ async def browser(profile: str) -> AsyncIterator[Page]:
 @contextlib.contextmanager
 def search(folder: str, *more: str):
     """The main job, running; gives the address of its dashboard and the file of the token, as it prints them."""
-    script = HERE.parent / "experiments" / "tune_backbones.py"
-    command = [sys.executable, "-u", str(script), *COMMON, "--storage", folder, "--name", RUN, *more]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=HERE.parent)
+    command = ["python", "experiments/tune_backbones.py", *COMMON, "--storage", folder, "--name", RUN, *more]  # as a reader types it
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=HERE.parent, env=environment)
     assert process.stdout is not None
     try:
         for line in process.stdout:
@@ -113,8 +118,8 @@ def search(folder: str, *more: str):
         process.wait(timeout=120)
 
 
-async def photograph(dashboard: str, token: str, views: dict[str, tuple[str, list[str]]], login: bool) -> None:
-    """Pictures of some views. views: name of the picture -> (path in the dashboard, texts to wait for)."""
+async def photograph(dashboard: str, token: str, views: dict[str, tuple[str, int, list[str]]], login: bool) -> None:
+    """Pictures of some views. views: name of the picture -> (path in the dashboard, height, texts to wait for)."""
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
         async with browser(profile) as page:
             if login:
@@ -122,9 +127,10 @@ async def photograph(dashboard: str, token: str, views: dict[str, tuple[str, lis
                 await page.shows("oken")
                 await page.picture("monitoring-login")
             await page.call("Network.setCookie", name="ray-authentication-token", value=token, url=dashboard, httpOnly=True)
-            for name, (path, texts) in views.items():
+            for name, (path, height, texts) in views.items():
+                await page.size(height)
+                await page.call("Page.navigate", url="about:blank")  # a change behind the '#' alone loads nothing
                 await page.call("Page.navigate", url=f"{dashboard}/{path}")
-                await page.call("Page.reload")  # a change behind the '#' alone loads nothing
                 for text in texts:
                     await page.shows(text)
                 await page.picture(name)
@@ -148,12 +154,12 @@ async def gauges(dashboard: str, token: str) -> str:
 def main() -> None:
     """Two runs: one whose trials are TorchTrainers, one whose trials train in their own processes."""
     cell = f"{RUN}-phantom_pneumonia-mobilenet_v2"
-    many = ("--trials", "8", "--epochs", "200")
+    many = ("--trials", "8", "--epochs", "20")
     with tempfile.TemporaryDirectory() as folder, search(folder, *many, "--workers-per-trial", "2") as (at, token):
-        views = {"monitoring-torch-trainer": ("#/actors", [cell, "RayTrainWorker"])}
+        views = {"monitoring-torch-trainer": ("#/actors", HIGH, [cell, "RayTrainWorker", "DatasetManager"])}
         asyncio.run(photograph(at, token, views, login=True))
     with tempfile.TemporaryDirectory() as folder, search(folder, *many) as (at, token):
-        views = {"monitoring-actors": ("#/actors", [cell]), "monitoring-jobs": ("#/jobs", ["tune_backbones.py"])}
+        views = {"monitoring-actors": ("#/actors", LOW, [cell, "ALIVE"]), "monitoring-jobs": ("#/jobs", LOW, ["tune_backbones.py"])}
         asyncio.run(photograph(at, token, views, login=False))
         print(asyncio.run(gauges(at, token)))
 
