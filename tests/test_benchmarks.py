@@ -75,6 +75,7 @@ def test_every_benchmark_is_listed(run: ModuleType):
     assert files == {step.name for step in run.STEPS}
 
 
+@pytest.mark.slow
 def test_every_benchmark_says_what_it_claims_and_answers_help():
     names, problems = sorted({path.stem for path in BENCHMARKS.glob("*.py")} - SHARED_PARTS), []
     for name in names:

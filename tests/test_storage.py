@@ -124,6 +124,7 @@ def test_a_missing_bucket_is_named_at_once_and_made_where_the_query_allows(objec
     assert [each.name for each in allowed.parent.iterdir()] == []
 
 
+@pytest.mark.slow
 def test_an_address_that_nobody_answers_at_is_named_at_once():
     nobody = place("s3://bucket/runs?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1")
     assert isinstance(nobody, RemotePath)
@@ -148,6 +149,7 @@ def test_a_store_that_does_not_know_the_key_says_so_at_once(object_store: Store,
         assert "tests-secret" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_short_outage_is_waited_out(object_store: Store, remote: RemotePath, caplog):
     (remote / "before").write_bytes(b"1")
     object_store.gate.shut()
@@ -162,6 +164,7 @@ def test_a_short_outage_is_waited_out(object_store: Store, remote: RemotePath, c
     assert "trying again" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_is_waited_for(object_store: Store, remote: RemotePath):
     os.kill(object_store.process.pid, signal.SIGSTOP)
     waking = threading.Timer(5.0, os.kill, (object_store.process.pid, signal.SIGCONT))
@@ -186,6 +189,7 @@ def test_a_server_that_hangs_on_is_given_up(ask, object_store: Store, remote: Re
         os.kill(object_store.process.pid, signal.SIGCONT)
 
 
+@pytest.mark.slow
 def test_a_long_outage_is_one_sentence_after_a_bounded_time(object_store: Store, remote: RemotePath, monkeypatch):
     monkeypatch.setattr(storage, "PATIENCE", 1.0)
     object_store.gate.shut()
@@ -197,6 +201,7 @@ def test_a_long_outage_is_one_sentence_after_a_bounded_time(object_store: Store,
     assert not (remote / "during").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_handed_over_during_an_outage_is_written_no_more(object_store: Store, remote: RemotePath):
     object_store.gate.shut()
     losing = threading.Timer(0.5, hand_over, [remote / "run", "somebody else has it"])  # the first try takes some seconds

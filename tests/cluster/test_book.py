@@ -25,6 +25,7 @@ def best_is_there(trial: Trial, job) -> int:
     return checkpoint_of_epoch(trial_folder(job.cell, trial.number) / "checkpoints", row["epoch"]).epoch
 
 
+@pytest.mark.slow
 def test_a_process_that_outlives_the_end_of_its_trial_drops_no_checkpoint(toy_npz, tmp_path: Path, places: Places, ray_session: Session):
     config = toy_config(toy_npz(tmp_path / "toy.npz"), epochs=6, monitor="loss")
     job = toy_job(tmp_path / "cell", places)

@@ -154,6 +154,7 @@ def test_asking_again_trains_nothing_and_opens_nothing(compared: Compared):
     assert again.summary["comparison"] == compared.about
 
 
+@pytest.mark.slow
 def test_a_comparison_that_was_cut_off_goes_on_with_what_is_missing(compared: Compared, new_run):
     """All but the last training had ended: they are not run again, and the figures are the same."""
     run, trials = new_run("cut"), compared.trials
@@ -192,6 +193,7 @@ def test_a_run_of_other_settings_is_refused(compared: Compared):
         compare(toy_config(compared.file, epochs=3, monitor="loss"), ACROSS, compared.run, SEEDS)
 
 
+@pytest.mark.slow
 def test_folds_repeat_every_arm_and_widen_the_interval(new_run, toy_npz, tmp_path, ray_session: Session):
     run, base = new_run("folds"), toy_config(toy_npz(tmp_path / "toy.npz"), epochs=1)
     done = compare(base, {"lr": [1e-3, 1e-4], "folds": [4]}, run, (0,))

@@ -14,6 +14,7 @@ def flags(toy_npz, tmp_path):
     return ["compare", "--task", f"npz:{file}", "--backbone", "small_cnn", "--seeds", "2", "--storage", str(tmp_path), "--name", "run"]
 
 
+@pytest.mark.slow
 def test_a_comparison_from_the_command_line(flags, tmp_path, capsys, ray_session: Session):
     assert main([*flags, "--across", "lr=1e-2,1e-4", "augment=none,mixup", "--set", "epochs=2", "--metrics", "accuracy,auroc"]) == 0
     printed = capsys.readouterr().out
@@ -53,6 +54,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(flags, tmp_path, capsys, mo
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_from_python_as_the_readme_shows(toy_npz, tmp_path, monkeypatch, ray_session: Session):
     from tlray.config import Config
 

@@ -125,6 +125,7 @@ class Spoiling:
     (os.devnull, r"0000/trial\.json cannot be read .*remove"),
     pytest.param("/proc/self/mem", r"0000/trial\.json cannot be used \(Input/output error\)", marks=NEEDS_PROC),
 ])  # fmt: skip
+@pytest.mark.slow
 def test_a_trials_file_that_is_lost_while_it_runs_ends_the_search(
     other: str, says: str, toy_npz, tmp_path: Path, places: Places, ray_session: Session
 ):

@@ -75,6 +75,7 @@ def test_what_ray_reads_is_set_for_the_workers_too(ray_session: Session):
     assert {name: there.get(name) for name in SETTINGS} == {name: os.environ[name] for name in SETTINGS}
 
 
+@pytest.mark.slow
 def test_a_process_that_asked_for_no_gpu_sees_none(ray_session: Session):
     """Tune's trials and Train's workers are actors like this one; on a cluster that was there already the setting comes with the job."""
     import ray

@@ -29,6 +29,7 @@ def bytes_of(raw: Raw) -> str:
     return total.hexdigest()
 
 
+@pytest.mark.slow
 def test_the_same_bytes_each_time_and_only_the_asked_set_differs(raws, places):
     again = phantom("phantom_pneumonia", 28, places).load()
     assert bytes_of(again) == bytes_of(raws["phantom_pneumonia"])

@@ -164,6 +164,7 @@ def test_several_tasks_each_have_their_pictures_and_choice(tmp_path, make_compar
     assert order == ["a", "c", "b", "d"]
 
 
+@pytest.mark.slow
 def test_twenty_arms_have_panels_of_their_own(tmp_path, make_comparison):
     arms = tuple((f"unfreeze=last_{k} lr=0.001", "pneumonia") for k in range(20))
     page = write_report(make_comparison(tmp_path / "demo", arms=arms, seeds=2, epochs=3)).read_text(encoding="utf-8")

@@ -186,6 +186,7 @@ def test_a_time_budget_that_is_over_at_once_is_one_sentence_or_a_run(searched, t
         assert json.loads((tmp_path / "short" / "summary.json").read_text())["partial"] is True
 
 
+@pytest.mark.slow
 def test_a_cell_without_a_winner_does_not_cost_the_others_theirs(ray_session, toy_npz, tmp_path, capsys):
     """MobileNetV2's batch-norm cannot train on one image at a time, small_cnn can: its model, table and report are there."""
     argv = ["tune", "--tasks", f"npz:{toy_npz(tmp_path / 'toy.npz')}", "--backbones", "mobilenet_v2", "small_cnn", "small_cnn", "--weights",

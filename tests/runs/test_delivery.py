@@ -106,6 +106,7 @@ def test_the_delivered_model_has_the_validation_metrics_of_the_winning_row(searc
         assert math.isclose(row[f"val_{name}"], value, abs_tol=1e-5), name
 
 
+@pytest.mark.slow
 def test_a_stranger_gets_the_written_metrics_from_the_model_file(searched, repeated, trained, tmp_path):
     models = [run.cell / "model" for run in (searched, repeated, trained)]
     script = tmp_path / "stranger.py"

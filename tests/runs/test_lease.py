@@ -95,6 +95,7 @@ def test_a_claim_is_renewed_while_the_block_runs(run: RemotePath, monkeypatch):
             pass
 
 
+@pytest.mark.slow
 def test_a_killed_process_of_this_machine_does_not_keep_a_run(run: RemotePath):
     with subprocess.Popen([sys.executable, "-c", HOLDS, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
