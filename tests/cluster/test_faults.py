@@ -2,6 +2,7 @@
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cluster_toys import Scripted, all_cpus_free, hurry_marker, kill_controllers, toy_config, toy_job
+from processes import family
 from waiting import wait_until
 
 from tlray.cache import Places
@@ -190,4 +192,24 @@ def test_a_trial_whose_controller_is_killed_is_tried_again(toy_npz, tmp_path: Pa
         hurry_marker().unlink(missing_ok=True)
     assert listener.killed
     assert (trial.status, trial.lost, [row["epoch"] for row in trial.history]) == (FINISHED, 1, list(range(1, 21)))
+    wait_until(all_cpus_free, 90)
+
+
+@pytest.mark.slow
+def test_a_trial_whose_controller_is_killed_before_its_workers_are_up_is_tried_again(
+    toy_npz, tmp_path: Path, places: Places, ray_session: Session
+):
+    """Ray keeps what that controller had reserved, here all that there is."""
+    config = toy_config(toy_npz(tmp_path / "toy.npz"), epochs=2)
+    book = Book(toy_job(tmp_path / "cell", places, workers=2), minimise=False)
+
+    def strike() -> int:
+        wait_until(lambda: any("RayTrainWorker" in each.name for each in family(os.getpid())))
+        return kill_controllers()
+
+    with ThreadPoolExecutor(1) as aside:
+        killed = aside.submit(strike)
+        (trial,) = search(book, Scripted([config]))  # type: ignore[arg-type]
+    assert killed.result() == 1
+    assert (trial.status, trial.lost, len(trial.history)) == (FINISHED, 1, 2)
     wait_until(all_cpus_free, 90)

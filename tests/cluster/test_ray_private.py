@@ -2,8 +2,12 @@
 
 import subprocess
 import sys
+from typing import Any
 
-from tlray.cluster.ray_private import TUNE_LOGGER, dashboard_url, declared_nodes
+from cluster_toys import all_cpus_free
+from waiting import wait_until
+
+from tlray.cluster.ray_private import TUNE_LOGGER, dashboard_url, declared_nodes, free_orphans
 from tlray.cluster.resources import cluster
 from tlray.cluster.session import Session
 
@@ -50,3 +54,30 @@ def test_declared_nodes_count_beside_what_is_there(ray_session: Session):
     finally:
         _internal_kv_del(key, namespace=namespace)
     assert not declared_nodes()
+
+
+def test_what_a_dead_actor_had_reserved_is_given_back_and_nothing_else(ray_session: Session):
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    class Holder:
+        def reserve(self) -> None:
+            ray.get(placement_group([{"CPU": 1}]).ready())
+
+    def free() -> float:
+        return ray.available_resources().get("CPU", 0.0)
+
+    holders: list[Any] = [ray.remote(num_cpus=0)(Holder).remote() for _ in range(2)]
+    ray.get([each.reserve.remote() for each in holders])
+    assert free_orphans() == 0
+    ray.kill(holders[0])
+    wait_until(free_orphans)
+    wait_until(lambda: free() == 1)
+    assert free_orphans() == 0
+    own = placement_group([{"CPU": 1}])
+    ray.get(own.ready())
+    ray.kill(holders[1])
+    wait_until(free_orphans)
+    wait_until(lambda: free() == 1)
+    remove_placement_group(own)
+    wait_until(all_cpus_free)

@@ -12,6 +12,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from tlray.cache import Places
 from tlray.cluster.faults import LOST_PROCESSES, lost, reason_of
 from tlray.cluster.interrupts import heed_notice
+from tlray.cluster.ray_private import free_orphans
 from tlray.cluster.resources import Resources
 from tlray.cluster.trial import Job, worker
 from tlray.config import Config
@@ -88,6 +89,7 @@ def _fit(trainer: TorchTrainer) -> None:
 
     In the main thread Ray puts a handler in the place of Python's and leaves it there: Ctrl-C then ends the process silently.
     """
+    free_orphans()  # of an earlier call that broke off
     outcome: Future[None] = Future()
 
     def run() -> None:

@@ -28,6 +28,28 @@ def declared_nodes() -> list[dict[str, float]]:
     return [dict(group.resources) for group in groups for _ in range(group.max_count if group.max_count >= 0 else 1)]
 
 
+def free_orphans() -> int:
+    """Give back what actors of this job that are dead had reserved for others; how many reservations that were.
+
+    Ray keeps a placement group until its job ends when the actor that made it dies. The controller of a TorchTrainer has a helper that
+    removes its group, but the helper learns of it once the workers are up: of one that is killed earlier all stays taken.
+    """
+    import ray
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    found, job = 0, ray.get_runtime_context().get_job_id()
+    for raw in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(raw)
+        by_actor = ray.ActorID(group.creator_actor_id) != ray.ActorID.nil()
+        theirs = group.creator_job_id.hex() != job or group.is_detached
+        if by_actor and group.creator_actor_dead and not theirs and group.state != PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+            found += 1
+    return found
+
+
 @contextlib.contextmanager
 def starting_processes_come_up() -> Iterator[None]:
     """While this lasts, Tune leaves a trial with the process that is being started for it.

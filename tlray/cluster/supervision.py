@@ -15,6 +15,7 @@ from ray.tune.trainable import wrap_function
 
 from tlray.cluster import interrupts
 from tlray.cluster.faults import lost
+from tlray.cluster.ray_private import free_orphans
 from tlray.cluster.trial import Job
 from tlray.errors import RunError
 
@@ -85,9 +86,13 @@ class Enough(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Whether the time is over, a user has something to mend or has asked to stop, or the driver's own node is gone."""
+        """Whether the time is over, a user has something to mend or has asked to stop, or the driver's own node is gone.
+
+        Also gives back what lost processes had reserved: trials would wait for it.
+        """
         if time.monotonic() - self._checked > NODE_CHECK_SECONDS:
             self._checked = time.monotonic()
+            free_orphans()
             if not any(node["NodeID"] == self._node and node["Alive"] for node in ray.nodes()):
                 self.lost = RunError(
                     "Ray has lost the node that this command runs on: the same command with --resume goes on in another Ray"
