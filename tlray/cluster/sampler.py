@@ -6,10 +6,11 @@ have proposed.
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
@@ -87,11 +88,29 @@ class Sampler:
         """
         if number < len(self.first):
             return replace(self.base, **self.first[number])
+        if number < self.startup:
+            return self._spread(number - len(self.first), self.startup - len(self.first))
         study = self._study(number)
         for trial in known:
             if (frozen := self._frozen(trial)) is not None:
                 study.add_trial(frozen)
-        return self._draw(study.ask())
+        asked = study.ask()
+        return self._drawn(lambda name, domain: _suggest(asked, name, domain))
+
+    def _spread(self, number: int, count: int) -> Config:
+        """One of `count` configurations that cover every range and all choices evenly (a Latin hypercube, McKay et al. 1979).
+
+        Independent draws miss a choice now and then, and TPE then hardly ever looks at it again.
+        """
+
+        def cell(name: str, domain: BaseDistribution) -> Any:
+            generator = np.random.default_rng(mix("start", name, self.seed))
+            place = generator.permutation(count)[number]
+            if isinstance(domain, CategoricalDistribution):
+                return domain.choices[(place + generator.integers(len(domain.choices))) % len(domain.choices)]
+            return _at(domain, (place + generator.random(count)[number]) / count)
+
+        return self._drawn(cell)
 
     def _study(self, number: int) -> optuna.Study:
         """An empty study whose sampler is seeded for this trial alone."""
@@ -105,12 +124,12 @@ class Sampler:
             )
         return optuna.create_study(sampler=sampler, direction="minimize" if self.base.minimise else "maximize")
 
-    def _draw(self, asked: optuna.trial.Trial) -> Config:
+    def _drawn(self, draw: Callable[[str, BaseDistribution], Any]) -> Config:
         """Draw field after field; the schedule goes first because it decides which others mean anything."""
         config = self.base
         for name in sorted(self.space, key=lambda each: each != "unfreeze"):
             if relevant(name, config):
-                config = replace(config, **{name: _suggest(asked, name, self.space[name])})
+                config = replace(config, **{name: draw(name, self.space[name])})
         return config
 
     def _frozen(self, trial: Trial) -> optuna.trial.FrozenTrial | None:
@@ -143,6 +162,17 @@ def _suggest(asked: optuna.trial.Trial, name: str, domain: BaseDistribution) -> 
         return asked.suggest_int(name, domain.low, domain.high, step=domain.step, log=domain.log)
     assert isinstance(domain, FloatDistribution)
     return asked.suggest_float(name, domain.low, domain.high, step=domain.step, log=domain.log)
+
+
+def _at(domain: BaseDistribution, share: float) -> Any:
+    """The value at a share of a range, from 0 to below 1."""
+    assert isinstance(domain, FloatDistribution | IntDistribution)
+    step = domain.step or 0
+    high = domain.high + step  # each step has its share, the last one too
+    value = domain.low * (high / domain.low) ** share if domain.log else domain.low + share * (high - domain.low)
+    if step:
+        value = min(domain.low + (value - domain.low) // step * step, domain.high)
+    return int(value) if isinstance(domain, IntDistribution) else value
 
 
 def _inside(value: Any, domain: BaseDistribution) -> bool:
