@@ -1,6 +1,5 @@
 """A handful of the kill storm's runs (`make storm` is the whole of it)."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -24,5 +23,4 @@ def test_a_search_survives_a_kill(victim: str, whole: tuple[Path, storm.Whole]):
     npz, expected = whole
     search = storm.Search(npz, npz.parent, victim, workers=0)
     note = storm.blow(search, victim, SEEDS[victim] * expected.seconds, expected)
-    assert "lost" in note or "over" in note
-    assert os.path.isfile(search.folder / "report.html")
+    assert "lost" in note
