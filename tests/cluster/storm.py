@@ -85,9 +85,11 @@ def find(victim: str, driver: int, name: str) -> Process | None:
     mine = family(driver)
     if victim == "driver":
         return mine[0] if mine else None
-    marks = {"trial": f"ray::{name}-", "worker": "ray::RayTrainWorker", "raylet": "/raylet/raylet ",
-             "controller": "ray::TrainController"}  # fmt: skip
-    found = [each for each in mine if marks[victim] in each.name]
+    marks = {
+        "trial": (f"ray::{name}-", "ray::ImplicitFunc"),  # in process, and what drives a TorchTrainer
+        "worker": ("ray::RayTrainWorker",), "raylet": ("/raylet/raylet ",), "controller": ("ray::TrainController",),
+    }  # fmt: skip
+    found = [each for each in mine if any(mark in each.name for mark in marks[victim])]
     return max(found, key=lambda each: int(each.started), default=None)
 
 
@@ -160,6 +162,7 @@ def blow(search: Search, victim: str, moment: float, whole: Whole) -> str:
     """One run of the storm; raises AssertionError with what is wrong."""
     while not (note := strike(search, victim, moment)):  # the machine was busier when the whole search was measured
         moment, search = moment / 2, replace(search, name=f"{search.name}-sooner")
+        assert moment > 0.1, f"no {victim} was seen"
     assert figures(search) == whole.figures, "its results are not the uninterrupted run's"
     for left in ("report.html", "results.parquet"):
         assert (search.folder / left).is_file(), f"{left} is missing"
