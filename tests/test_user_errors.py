@@ -360,6 +360,7 @@ OTHER_COMMANDS = {
     "no command": ([], ("COMMAND", "--help")),
     "unknown command": (["predit"], ("predit", "predict")),
     "report of nothing": (["report", "{tmp}/nothing"], ("{tmp}/nothing", "summary.json", "finished run")),
+    "report of a file": (["report", __file__], (__file__, "is not there", "directory of a finished run")),
     "report from a store that does not answer": (
         ["report", "s3://bucket/run?endpoint_override=127.0.0.1:9&scheme=http"], ("s3://bucket/run", "did not answer (", "check address")
     ),

@@ -155,7 +155,7 @@ def read_summary(run: AnyPath) -> dict[str, Any]:
     path = run / "summary.json"
     try:
         return read_sealed(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{path} is not there: is {run} the directory of a finished run?") from None
     except (OSError, ValueError) as error:
         raise_unless_of_the_file(error, path)

@@ -159,6 +159,21 @@ def test_the_image_has_the_pinned_ray_and_python(raw):
     assert any(each.startswith("ray[") and each.endswith(f"=={image[1].rpartition('.')[0]}.*") for each in project["dependencies"])
 
 
+def test_the_page_makes_it_one_of_machines_of_ones_own():
+    """As the page says it: its block in the place of the file's from `cluster_name` to `file_mounts`, and three lines further down."""
+    page = PAGE.read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```yaml\n(cluster_name: .*?)^```", page, re.MULTILINE | re.DOTALL)
+    whole = re.sub(r"^cluster_name:.*?(?=^rsync_exclude)", lambda _: block, TEXT, flags=re.MULTILINE | re.DOTALL)
+    assert "`head_setup_commands: []` takes the place of `pip install boto3`" in page
+    own = re.sub(r"^head_setup_commands:\n  - .*\n", "head_setup_commands: []\n", whole, flags=re.MULTILINE)
+    prepared = prepare_config(yaml.safe_load(own))
+    validate_config(prepared)
+    assert prepared["provider"]["type"] == "local"
+    assert (prepared["min_workers"], prepared["max_workers"]) == (2, 2)
+    assert "boto3" not in commands(prepared)
+    assert "pip install --quiet -c ~/tlray/constraints.txt ~/tlray" in commands(prepared)
+
+
 def test_packages_are_installed_in_one_command_under_the_constraints(raw):
     installs = [line for line in commands(raw).splitlines() if "pip install" in line and "boto3" not in line]
     assert installs == ["pip install --quiet -c ~/tlray/constraints.txt ~/tlray"]
