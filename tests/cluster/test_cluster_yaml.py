@@ -169,7 +169,7 @@ def test_the_page_makes_it_one_of_machines_of_ones_own():
     prepared = prepare_config(yaml.safe_load(own))
     validate_config(prepared)
     assert prepared["provider"]["type"] == "local"
-    assert (prepared["min_workers"], prepared["max_workers"]) == (2, 2)
+    assert prepared["max_workers"] == 2
     assert "boto3" not in commands(prepared)
     assert "pip install --quiet -c ~/tlray/constraints.txt ~/tlray" in commands(prepared)
 
