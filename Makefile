@@ -11,7 +11,7 @@ help:
 	@echo "make bench   all benchmarks, some hours; ARGS names some, or --quick to see that they work"
 	@echo "make storm   30 searches, each with a process killed at a random moment, then resumed; about a minute each"
 	@echo "make test    all tests"
-	@echo "make check   style, types and the fast tests, in about a minute"
+	@echo "make check   style, types and the fast tests, some minutes on two cores"
 	@echo "make format  let ruff mend what it can"
 	@echo "make env     only the environment, in .venv"
 	@echo 'ARGS="..." is passed on to the command behind tune, bench, storm and test.'
