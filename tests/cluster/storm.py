@@ -136,11 +136,13 @@ def strike(search: Search, victim: str, moment: float) -> str:
     def struck() -> bool:
         found = find(victim, process.pid, search.name)
         ended.update(search.ended())
+        if found is None:
+            return False
         try:
-            os.kill(found.pid, signal.SIGKILL) if found else None
+            os.kill(found.pid, signal.SIGKILL)
         except ProcessLookupError:  # it has just ended
             return False
-        return found is not None
+        return True
 
     outcome = wait(lambda: "struck" if struck() else process.poll() is not None and "over", f"a {victim}")
     if outcome == "over":

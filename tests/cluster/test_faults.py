@@ -133,7 +133,7 @@ def test_a_trials_file_that_is_lost_while_it_runs_ends_the_search(
 ):
     book = Book(toy_job(tmp_path / "cell", places), minimise=False, listener=Spoiling(tmp_path / "cell", Path(other)))
     with pytest.raises(RunError, match=says):
-        search(book, Scripted([toy_config(toy_npz(tmp_path / "toy.npz"))]))  # type: ignore[arg-type]
+        search(book, Scripted([toy_config(toy_npz(tmp_path / "toy.npz"))]))
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
@@ -145,10 +145,10 @@ def test_a_users_mistake_ends_the_search_and_is_taken_up_once_mended(
     configs = [base, replace(base, task=f"npz:{tmp_path / 'later.npz'}"), replace(base, lr=2e-3)]
     book = Book(toy_job(tmp_path / "cell", places, workers), minimise=False)
     with pytest.raises(RunError, match=r"later\.npz"):
-        search(book, Scripted(configs))  # type: ignore[arg-type]
+        search(book, Scripted(configs))
     assert [(trial.status, trial.cause) for trial in book.trials.values()] == [(FINISHED, ""), (FAILED, USER)]
     toy_npz(tmp_path / "later.npz")
-    trials = search(Book(book.job, minimise=False), Scripted(configs))  # type: ignore[arg-type]
+    trials = search(Book(book.job, minimise=False), Scripted(configs))
     assert [(trial.number, trial.status, trial.cause, trial.reason) for trial in trials] == [(each, FINISHED, "", "") for each in range(3)]
 
 
@@ -162,7 +162,7 @@ def test_a_trial_that_always_loses_its_process_ends_and_the_search_goes_on(
     configs = [replace(base, augment="toy_always_killed"), base]
     book = Book(toy_job(tmp_path / "cell", places, workers), minimise=False)
     write_trial(book.job.cell, Trial(0, configs[0].to_dict(), lost=LOST_PROCESSES - 1))
-    trials = search(book, Scripted(configs))  # type: ignore[arg-type]
+    trials = search(book, Scripted(configs))
     assert [(trial.status, trial.cause, trial.lost) for trial in trials] == [(FAILED, MACHINE, LOST_PROCESSES + 1), (FINISHED, "", 0)]
     assert trials[0].reason.startswith("it lost a process 4 times: ")
 
@@ -187,7 +187,7 @@ def test_a_trial_whose_controller_is_killed_is_tried_again(toy_npz, tmp_path: Pa
     config, listener = toy_config(toy_npz(tmp_path / "toy.npz"), augment="toy_slow", epochs=20), Killing()
     book = Book(toy_job(tmp_path / "cell", places, workers=1), minimise=False, listener=listener)
     try:
-        (trial,) = search(book, Scripted([config]))  # type: ignore[arg-type]
+        (trial,) = search(book, Scripted([config]))
     finally:
         hurry_marker().unlink(missing_ok=True)
     assert listener.killed
@@ -209,7 +209,7 @@ def test_a_trial_whose_controller_is_killed_before_its_workers_are_up_is_tried_a
 
     with ThreadPoolExecutor(1) as aside:
         killed = aside.submit(strike)
-        (trial,) = search(book, Scripted([config]))  # type: ignore[arg-type]
+        (trial,) = search(book, Scripted([config]))
     assert killed.result() == 1
     assert (trial.status, trial.lost, len(trial.history)) == (FINISHED, 1, 2)
     wait_until(all_cpus_free, 90)

@@ -85,7 +85,7 @@ def test_a_search_under_a_budget_goes_on_while_the_clock_jumps(
 ):
     config = toy_config(toy_npz(tmp_path / "toy.npz"), epochs=1)
     book = Book(toy_job(tmp_path / "cell", places), minimise=False, listener=Jumping(monkeypatch))
-    trials = search(book, Scripted([replace(config, seed=seed) for seed in range(3)]), seconds=600.0)  # type: ignore[arg-type]
+    trials = search(book, Scripted([replace(config, seed=seed) for seed in range(3)]), seconds=600.0)
     assert [trial.status for trial in trials] == [FINISHED] * 3
 
 

@@ -217,7 +217,10 @@ def test_the_start_tries_every_choice_and_the_whole_of_every_range(seed: int):
     assert each.startup == 10
     configs = [each.propose(number, []) for number in range(10)]
     assert sorted(config.unfreeze for config in configs) == ["head"] * 5 + ["last_1"] * 5
-    assert {config.scheduler for config in configs} == set(SPACE["scheduler"].choices)  # type: ignore[attr-defined]
+    schedulers = SPACE["scheduler"]
+    assert isinstance(schedulers, CategoricalDistribution)
+    assert {config.scheduler for config in configs} == set(schedulers.choices)
+    assert all(type(config.lr) is float for config in configs)
     tenths = (math.log(config.lr / 1e-5) / math.log(1e3) for config in configs)
     assert sorted(int(10 * each) for each in tenths) == list(range(10))
     assert {8, 64} < {config.batch_size for config in configs} <= set(range(8, 65, 8))

@@ -190,7 +190,7 @@ def test_a_process_that_is_told_to_go_writes_its_checkpoint_first(
     told_marker().unlink(missing_ok=True)
     for name in ("told", "undisturbed"):
         book = Book(toy_job(tmp_path / name, places, workers), minimise=False)
-        (trial,) = search(book, Scripted([config]))  # type: ignore[arg-type]
+        (trial,) = search(book, Scripted([config]))
         assert (trial.status, trial.lost) == (FINISHED, 1 if name == "told" else 0)
         histories.append(without_clock(trial.history))
         if name == "told":

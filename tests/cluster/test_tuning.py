@@ -147,7 +147,7 @@ def test_hopeless_trials_end_at_their_first_rung_and_nothing_hangs(workers: int,
     base = Config(task="digits", backbone="small_cnn", lr=1e-3, epochs=4, samples=320, batch_size=32, threads=1)
     configs = [base] * 2 + [replace(base, lr=1e-7)] * 2
     book = Book(toy_job(tmp_path / f"hopeless-{workers}", places, workers), minimise=False)
-    trials = search(book, Scripted(configs))  # type: ignore[arg-type]
+    trials = search(book, Scripted(configs))
     assert [(trial.status, len(trial.history)) for trial in trials] == [(FINISHED, 4)] * 2 + [(STOPPED, 2)] * 2
     assert [trial.reason for trial in trials[2:]] == ["behind the others at its rung"] * 2
     assert read_trials(book.job.cell) == trials
@@ -209,7 +209,7 @@ def test_a_trial_whose_process_is_killed_resumes_to_the_same_numbers(
     killed_marker().unlink(missing_ok=True)
     for name in ("killed", "undisturbed"):
         book = Book(toy_job(tmp_path / name, places, workers), minimise=False)
-        (trial,) = search(book, Scripted([config]))  # type: ignore[arg-type]
+        (trial,) = search(book, Scripted([config]))
         assert killed_marker().exists()
         assert (trial.status, trial.lost) == (FINISHED, 1 if name == "killed" else 0)
         histories.append(without_clock(trial.history))
@@ -223,7 +223,7 @@ def test_two_trials_at_a_time_all_come_to_an_end(toy_npz, tmp_path: Path, places
     base = toy_config(toy_npz(tmp_path / "toy.npz"), epochs=3)
     configs = [replace(base, lr=lr) for lr in (1e-3, 2e-3, 1e-7, 3e-3, 1e-6)]
     book = Book(toy_job(tmp_path / "cell", places, concurrent=2), minimise=False)
-    trials = search(book, Scripted(configs))  # type: ignore[arg-type]
+    trials = search(book, Scripted(configs))
     assert [trial.number for trial in trials] == [0, 1, 2, 3, 4]
     assert {trial.status for trial in trials} <= {FINISHED, STOPPED}
     assert all(len(trial.history) == 3 for trial in trials if trial.status == FINISHED)
@@ -284,7 +284,7 @@ def test_a_running_trial_that_fell_behind_is_ended_before_anything_runs(toy_npz,
 def test_a_time_budget_ends_the_search_with_reasons(toy_npz, tmp_path: Path, places: Places, ray_session: Session):
     base = toy_config(toy_npz(tmp_path / "toy.npz"), augment="toy_slow", epochs=100)
     book = Book(toy_job(tmp_path / "cell", places), minimise=False)
-    trials = search(book, Scripted([base] * 5), seconds=4.0)  # type: ignore[arg-type]
+    trials = search(book, Scripted([base] * 5), seconds=4.0)
     assert trials[-1].status == STOPPED
     assert trials[-1].reason == "the time budget was over"
     assert len(trials) < 5

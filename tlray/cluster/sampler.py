@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import optuna
@@ -60,6 +60,18 @@ def check_space(space: Space, base: Config) -> None:
                 problems.append(f"search space of {name}: {error}")
     if problems:
         raise ConfigError("; ".join(problems))
+
+
+class Proposer(Protocol):
+    """Names a search's configurations one by one: `trials` of them, those of `first` never judged early, all on the question `base`."""
+
+    @property
+    def base(self) -> Config: ...
+    @property
+    def first(self) -> Sequence[dict[str, Any]]: ...
+    @property
+    def trials(self) -> int: ...
+    def propose(self, number: int, known: Sequence[Trial]) -> Config: ...
 
 
 @dataclass(frozen=True)
@@ -172,7 +184,7 @@ def _at(domain: BaseDistribution, share: float) -> Any:
     value = domain.low * (high / domain.low) ** share if domain.log else domain.low + share * (high - domain.low)
     if step:
         value = min(domain.low + (value - domain.low) // step * step, domain.high)
-    return int(value) if isinstance(domain, IntDistribution) else value
+    return int(value) if isinstance(domain, IntDistribution) else float(value)
 
 
 def _inside(value: Any, domain: BaseDistribution) -> bool:

@@ -18,7 +18,7 @@ from tlray.cluster import interrupts
 from tlray.cluster.book import Book
 from tlray.cluster.faults import LOST_PROCESSES
 from tlray.cluster.ray_private import TUNE_LOGGER, starting_processes_come_up
-from tlray.cluster.sampler import Sampler
+from tlray.cluster.sampler import Proposer
 from tlray.cluster.supervision import BRIEF, Enough, Losses, heeding
 from tlray.cluster.trial import REFUSED, distributed, in_process
 from tlray.config import Config
@@ -195,7 +195,7 @@ def _run(queue: Queue, scheduler: TrialScheduler, seconds: float | None) -> None
         raise StorageError(why)
 
 
-def search(book: Book, sampler: Sampler, seconds: float | None = None) -> list[Trial]:
+def search(book: Book, sampler: Proposer, seconds: float | None = None) -> list[Trial]:
     """Search one cell until `sampler.trials` trials have ended, or the time is over; its trials in the order of their numbers.
 
     Takes up what an earlier call on the same folder left. Raises KeyboardInterrupt when it was interrupted, RunError at once when a
