@@ -3,7 +3,7 @@
     python benchmarks/growth.py
 
 Trials: whole searches (`tlray.cluster.tuning.search`, TPE, with the start of their processes) of 4 to 64 head-only trials of two
-epochs in batches of 8 (a trial shall take longer than the noise of a start), MobileNetV2 on PneumoniaMNIST from the CIFAR-10 weights,
+epochs in batches of 4 (a trial shall take longer than the noise of a start), MobileNetV2 on PneumoniaMNIST from the CIFAR-10 weights,
 its features cached before; two epochs are the least that ASHA lets a trial have, so none is stopped and all do the same work.
 Images: `fit` in this process, a small CNN on 1,000 to 16,000 images of MNIST, all of it training, two epochs. Printed are, over all
 repeats, R^2 of the straight line, how far a median is from it at most, and the exponent p of a + b n^p where that fits best;
@@ -97,7 +97,7 @@ class Growth:
 def searched(trials: int, folder: Path, places: Places) -> float:
     """Wall time of a search, s. Ray must run."""
     config = Config(
-        task=f"npz:{PNEUMONIA}", backbone="mobilenet_v2", weights=str(WEIGHTS), unfreeze="head", batch_size=8, epochs=2, threads=1
+        task=f"npz:{PNEUMONIA}", backbone="mobilenet_v2", weights=str(WEIGHTS), unfreeze="head", batch_size=4, epochs=2, threads=1
     )  # fmt: skip
     job = Job("growth", folder, "growth", places, Resources(0, 2, 1, 0.0))
     begun = time.perf_counter()

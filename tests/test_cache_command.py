@@ -36,7 +36,42 @@ def test_it_shows_what_is_there(filled, capsys):
     assert "tasks              1.5 MB in 1 entries" in printed
     assert "downloads          0.0 MB in 0 entries" in printed
     assert "1 of them are pinned by unfinished runs" in printed
+    assert f"{filled.parent / 'open'} is unfinished: resume it, or delete it" in printed
     assert str(filled) in printed
+
+
+@pytest.mark.parametrize("argv", [[], ["clear", "tasks"]])
+def test_a_cache_that_is_a_file_is_refused(tmp_path, monkeypatch, capsys, argv):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv("TLRAY_CACHE", str(tmp_path / "file"))
+    assert main(["cache", *argv]) == 2
+    assert f"the cache {tmp_path / 'file'} is no folder" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_cannot_be_deleted_is_not_said_to_be(filled, tmp_path, capsys):
+    (filled / "tasks").rename(tmp_path / "elsewhere")
+    (filled / "tasks").symlink_to(tmp_path / "elsewhere")
+    assert main(["cache", "clear", "tasks"]) == 2
+    assert f"{filled / 'tasks'} cannot be deleted" in capsys.readouterr().err
+    assert (tmp_path / "elsewhere" / "one" / "file").is_file()
+
+
+def test_the_cache_is_found_from_home_and_named_in_full(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for said, is_ in (("~/x", tmp_path / "x"), ("x", Path.cwd() / "x")):
+        monkeypatch.setenv("TLRAY_CACHE", said)
+        assert main(["cache"]) == 0
+        assert capsys.readouterr().out.endswith(f"{is_}\n")
+
+
+@pytest.mark.parametrize("room", ["-1", "nan", "8GB"])
+def test_a_budget_that_is_none_is_refused_before_anything(filled, tmp_path, monkeypatch, capsys, room):
+    monkeypatch.setenv("TLRAY_FEATURES_GIB", room)
+    for argv in (["cache"], ["train", "--task", "digits", "--storage", str(tmp_path / "runs"), "--name", "a"]):
+        assert main(argv) == 2
+        assert f"TLRAY_FEATURES_GIB={room!r} is not a number of GiB" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_it_clears_what_is_named_and_keeps_what_an_unfinished_run_reads(filled, capsys):

@@ -68,18 +68,21 @@ def test_the_table_shows_the_mean_over_seeds_with_its_interval(console):
 
 
 @pytest.mark.parametrize(
-    ("weights", "room", "said"),
+    ("settings", "room", "said"),
     [
-        ("imagenet", "8", "cached behind stem, layer1, layer2, layer3, layer4, in trials with augment=none"),
-        ("imagenet", "0", "cached behind no stage"),
-        ("none", "8", ""),
+        ({}, "8", "cached behind stem, layer1, layer2, layer3, layer4, in trials with augment=none"),
+        ({}, "0", "cached behind no stage"),
+        ({"weights": "none", "unfreeze": "full"}, "8", ""),
+        ({"unfreeze": "full"}, "8", ""),
+        ({"augment": "flip"}, "8", ""),
     ],
 )
 def test_the_plan_says_behind_which_stages_frozen_features_can_be_cached(
-    console, places, tmp_path, toy_npz, monkeypatch, weights, room, said
+    console, places, tmp_path, toy_npz, monkeypatch, settings, room, said
 ):
     monkeypatch.setenv("TLRAY_FEATURES_GIB", room)
-    base = Config(task=f"npz:{toy_npz(tmp_path / 'toy.npz')}", backbone="resnet18", weights=weights)
+    named = {"weights": "imagenet", "unfreeze": "head", **settings}
+    base = Config(task=f"npz:{toy_npz(tmp_path / 'toy.npz')}", backbone="resnet18", **named)
     cell = Cell("toy", base, open_task(base.task, base.size, places), {}, ())
     print_plan(Run(tmp_path, places, Resources(0, 1, 1, 0.0), console), [cell], 1, 1)
     assert said in printed(console)

@@ -18,6 +18,7 @@ from tlray.config import FIELDS, PATH_SCHEMES
 from tlray.errors import Interrupted, UserError, refusal, unwritable
 from tlray.registry import TASKS
 from tlray.storage import AnyPath, RemotePath, place
+from tlray.training.feature_files import budget
 
 FLAGS = {"task": "--tasks", "backbone": "--backbones", "weights": "--weights", "size": "--size", "epochs": "--epochs",
          "monitor": "--monitor", "seed": "--seed", "threads": "--cpus-per-trial"}  # fmt: skip
@@ -132,7 +133,8 @@ def add_storage_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def places_of(arguments: argparse.Namespace) -> Places:
-    """Places with absolute paths, since trials may run elsewhere. Raises UserError when --data is no folder."""
+    """Places with absolute paths, since trials may run elsewhere. Raises UserError when --data is no folder or the cache has no budget."""
+    budget()
     data = arguments.data
     if data is not None and not os.path.isdir(absolute(data)):
         raise UserError(f"--data {data} is no folder: check the path, or leave it out")

@@ -24,8 +24,8 @@ from tlray.storage import AnyPath, RemotePath, at_hand
 
 
 def default_cache() -> str:
-    """`$TLRAY_CACHE`, else `~/.cache/tlray`."""
-    return os.environ.get("TLRAY_CACHE") or str(Path.home() / ".cache" / "tlray")
+    """`$TLRAY_CACHE`, else `~/.cache/tlray`; absolute, since trials may run elsewhere."""
+    return str(Path(os.environ.get("TLRAY_CACHE") or "~/.cache/tlray").expanduser().absolute())
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Commands that look into delivered models and into the cache, as `tlray.cli` calls them: they print and write what they found."""
 
 import argparse
+import contextlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,18 +79,36 @@ KEPT = {
 
 def show_cache(places: Places) -> int:
     """`tlray cache`: what lies in the cache, and how large it is; an exit status."""
-    from tlray.training.feature_files import RECORD, budget, pinned, sizes
+    from tlray.training.feature_files import RECORD, budget, readers, sizes
 
+    _check_cache(places)
     features = Path(places.cache, "features")
-    held = [key for key in sizes(features) if pinned(features / key)]
+    held = {key: found for key in sizes(features) if (found := readers(features / key))}
     for name, what in KEPT.items():
         folder = Path(places.cache, name)
-        files = [path for path in folder.rglob("*") if path.is_file()]
         kept = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name != RECORD] if folder.is_dir() else []
-        print(f"{name:10}  {sum(path.stat().st_size for path in files) / 1e6:10,.1f} MB in {len(kept)} entries  {what}")
+        print(f"{name:10}  {_bytes(folder) / 1e6:10,.1f} MB in {len(kept)} entries  {what}")
     print(f"features may take {budget() / 1e6:,.0f} MB (TLRAY_FEATURES_GIB); {len(held)} of them are pinned by unfinished runs")
+    for run in sorted(set().union(*held.values())):
+        print(f"  {run} is unfinished: resume it, or delete it, and its features can go")
     print(places.cache)
     return 0
+
+
+def _check_cache(places: Places) -> None:
+    cache = Path(places.cache)
+    if cache.exists() and not cache.is_dir():
+        raise ConfigError(f"the cache {cache} is no folder: name another one in TLRAY_CACHE")
+
+
+def _bytes(folder: Path) -> int:
+    """Of all files below a folder, in which others may be at work."""
+    found = 0
+    for at, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                found += os.lstat(os.path.join(at, name)).st_size
+    return found
 
 
 def clear_cache(places: Places, names: Sequence[str]) -> int:
@@ -99,11 +119,17 @@ def clear_cache(places: Places, names: Sequence[str]) -> int:
         raise ConfigError(f"tlray cache clear: unknown {unknown[0]!r}{did_you_mean(unknown[0], KEPT)}: choose from {', '.join(KEPT)}")
     if not names:
         raise ConfigError(f"tlray cache clear: name what is to be deleted: {', '.join(KEPT)}")
+    _check_cache(places)
     for name in dict.fromkeys(names):
         folder = Path(places.cache, name)
         if name == "features":
             print(f"features: {len(evict(folder, 0.0))} deleted, {len(sizes(folder))} kept for unfinished runs")
             continue
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise ConfigError(f"tlray cache clear {name}: {folder} cannot be deleted ({error.strerror or error})") from None
         print(f"{name}: deleted")
     return 0

@@ -57,7 +57,7 @@ def train_one(arguments: argparse.Namespace, places: Places) -> None:
     fixed = parse_settings(arguments.settings)
     folder, arguments.concurrent = check_name(arguments.storage, arguments.name or time.strftime("%Y%m%d-%H%M%S"), arguments.resume), 1
     nodes = nodes_there()
-    scale, resources = _scale(arguments, folder, nodes), _resources(arguments, nodes)
+    scale, resources = _scale(arguments, folder, nodes), replace(_resources(arguments, nodes), why="it is the only trial")
     check_rule(arguments.threshold_rule)
     base = replace(_base(arguments, scale), threads=resources.cpus, backbone=arguments.backbone)
     cells, banner = plan_cells([arguments.task], [arguments.backbone], arguments.weights, base, fixed, places, space={}, first=[{}])
@@ -218,7 +218,8 @@ def print_plan(run: Run, cells: list[Cell], trials: int, seeds: int) -> None:
         known = f"{len(cell.first)} known configuration{'s' * (len(cell.first) != 1)} first"
         say(run.console, f"    {known}, then searched: {', '.join(cell.space) or 'nothing'}")
         say(run.console, f"    arithmetic in {cell.base.precision} ({cell.why})")
-        if cell.base.weights != "none":
+        plain, frozen = "augment" in cell.space or cell.base.augment == "none", "unfreeze" in cell.space or cell.base.unfreeze != "full"
+        if cell.base.weights != "none" and plain and frozen:
             behind = ", ".join(kept_boundaries(cell.task, cell.base)) or "no stage"
             say(run.console, f"    frozen features can be cached behind {behind}, in trials with augment=none")
     often = f"{trials} trial{'s' * (trials > 1)} of up to {base.epochs} epochs each"

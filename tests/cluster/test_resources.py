@@ -102,17 +102,28 @@ def test_the_plan_says_how_trials_run():
 
 
 @pytest.mark.parametrize(
-    ("has", "workers", "concurrent", "gpus", "why"),
+    ("has", "workers", "concurrent", "cpus", "gpus", "why"),
     [
-        ({"CPU": 2, "GPU": 0}, 0, None, None, "one for each core"),
-        ({"CPU": 2, "GPU": 0}, 1, None, None, "as many as there are cores for"),
-        ({"CPU": 2, "GPU": 0}, 0, 1, None, "as many as named"),
-        ({"CPU": 64, "GPU": 0}, 0, None, None, "eight, so that the search still learns"),
-        ({"CPU": 16, "GPU": 1}, 0, None, 0.25, "as many as the GPUs hold"),
+        ({"CPU": 2, "GPU": 0}, 0, None, None, None, "one for each core"),
+        ({"CPU": 2, "GPU": 0}, 0, None, 2, None, "as many as there are cores for"),
+        ({"CPU": 2, "GPU": 0}, 1, None, None, None, "as many as there are cores for"),
+        ({"CPU": 2, "GPU": 0}, 0, 1, None, None, "as many as named; the cores are shared out among them"),
+        ({"CPU": 2, "GPU": 0}, 0, 1, 1, None, "as many as named"),
+        (
+            {"CPU": 64, "GPU": 0},
+            0,
+            None,
+            None,
+            None,
+            "eight, so that the search still learns from ended trials; the cores are shared out among them",
+        ),
+        ({"CPU": 16, "GPU": 1}, 0, None, None, 0.25, "as many as the GPUs hold; the cores are shared out among them"),
+        ({"CPU": 2, "GPU": 4}, 0, None, None, None, "as many as there are cores for"),
+        ({"CPU": 16, "GPU": 4}, 2, None, None, None, "as many as the GPUs hold; the cores are shared out among them"),
     ],
 )
-def test_the_plan_says_why_so_many_trials_run_at_once(has, workers, concurrent, gpus, why):
-    assert why in divide([has], workers, concurrent, None, gpus).describe()
+def test_the_plan_says_why_so_many_trials_run_at_once(has, workers, concurrent, cpus, gpus, why):
+    assert divide([has], workers, concurrent, cpus, gpus).describe().endswith(f"({why})")
 
 
 ONE_GPU, FOUR_GPUS, HEAD = {"CPU": 8.0, "GPU": 1.0}, {"CPU": 48.0, "GPU": 4.0}, {"CPU": 0.0, "GPU": 0.0}

@@ -12,8 +12,9 @@ from trainings import config_of, numbers, same, train
 
 from tlray.cache import Places
 from tlray.config import Config
-from tlray.errors import ConfigError
-from tlray.training.feature_files import evict, sizes
+from tlray.errors import ConfigError, DataError
+from tlray.training import features
+from tlray.training.feature_files import evict, readers, sizes
 from tlray.training.features import Frozen, extract, extraction_batch, feature_key, needed_rows, prefix_of, prefixes
 from tlray.training.fit import Epoch, fit
 from tlray.training.loop import PhaseRunner
@@ -309,17 +310,46 @@ def test_the_least_recently_used_make_room_but_not_what_an_unfinished_run_reads(
     assert sorted(path.name for path in features.iterdir()) == ["fifth", "first", "third"]
 
 
+def test_features_that_another_process_evicts_while_their_readers_are_asked_for_are_read_by_nobody(tmp_path):
+    stored(tmp_path, "key", 1)
+    (tmp_path / "key" / "pins").mkdir()
+    (tmp_path / "key" / "pins" / "a").symlink_to(tmp_path / "gone")  # as a pin is between two looks at it
+    assert readers(tmp_path / "key") == set()
+
+
+def test_features_that_are_cut_to_nothing_are_named_and_missing_ones_made_anew(head, own):
+    config = replace(head, epochs=1)
+    first, made = numbers(train(config, own)[0][-1].history), files(own)
+    for file in made:
+        Path(file).unlink()
+    assert numbers(train(config, own)[0][-1].history) == first
+    assert files(own).keys() == made.keys()
+    for file in made:
+        Path(file).write_bytes(b"")
+    with pytest.raises(DataError, match="are damaged"):
+        train(config, own)
+
+
 def test_extracting_beyond_the_budget_makes_room(head, own, toy, monkeypatch):
     train(replace(head, epochs=1), own)
     first = {path.parent.name for path in own.folder("features").rglob("*.npy")}
     used = sum(sizes(own.folder("features")).values())
     monkeypatch.setenv("TLRAY_FEATURES_GIB", str(2.1 * used / 2**30))
+    before, wanted = features.extract, []
+
+    def extracting(frozen, split, rows, out):
+        there = sum(sizes(own.folder("features")).values())
+        wanted.append(there + frozen.prefix.stored(len(split if rows is None else rows), frozen.precision))
+        return before(frozen, split, rows, out)
+
+    monkeypatch.setattr(features, "extract", extracting)
     for seed in (1, 2):
         train(replace(head, epochs=1, task=toy(seed=seed)), own)
     left = sizes(own.folder("features"))
     assert sum(left.values()) <= 2.1 * used
     assert len(left) == 4
     assert not first & left.keys()
+    assert max(wanted) <= 2.1 * used, "room is made before an extraction, not after it"
 
 
 def test_a_run_pins_what_it_reads(head, own, tmp_path):

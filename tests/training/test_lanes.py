@@ -1,5 +1,7 @@
 """Lanes: every item once, numbers of one thread each, only on cores that nobody else uses."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -38,6 +40,24 @@ def test_an_error_is_raised_and_the_rest_left_undone():
     with pytest.raises(ValueError, match="item 3"):
         run_in_lanes(work, range(1000), 1)
     assert done == [0, 1, 2]
+
+
+def test_an_interrupt_leaves_the_rest_undone():
+    done, begun = [], threading.Event()
+
+    def work(item: int) -> None:
+        done.append(item)
+        begun.set()
+        threading.Event().wait(0.05)
+
+    def interrupt() -> None:
+        begun.wait(30)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_in_lanes(work, range(1000), 1)
+    assert len(done) < 100
 
 
 def test_lanes_work_side_by_side_while_cores_are_free(monkeypatch):

@@ -144,7 +144,8 @@ def divide(
             f"--concurrent {concurrent} needs {concurrent * processes * (cpus or 1)} CPUs and {concurrent * processes * gpus:g} GPUs, but "
             f"{total_cpus} and {total_gpus:g} are there: at most {fits}{', each on one card' * (0 < gpus < 1)}"
         )
-    why = _why(concurrent, fits, gpus, workers)
+    by_cards = gpus > 0 and fits == places_for([{**node, "CPU": 1e6} for node in nodes], cpus or 1, gpus) // processes
+    why = _why(concurrent, fits, cpus, gpus, by_cards, workers)
     concurrent = concurrent or (fits if gpus else min(8, fits))
     return Resources(workers, concurrent, cpus or _cpus_each(nodes, concurrent * processes, gpus), gpus, why, elastic)
 
@@ -159,15 +160,16 @@ def _place() -> str:
     return "the cluster" if os.environ.get("RAY_ADDRESS") else "this machine"
 
 
-def _why(concurrent: int | None, fits: int, gpus: float, workers: int) -> str:
-    """Why so many trials run at once, for the plan."""
+def _why(concurrent: int | None, fits: int, cpus: int | None, gpus: float, by_cards: bool, workers: int) -> str:
+    """Why so many trials run at once, for the plan. by_cards: more cores would make room for no more of them."""
+    shared = "" if cpus else "; the cores are shared out among them"
     if concurrent is not None:
-        return "as many as named; the cores are shared out among them"
-    if gpus:
-        return "as many as the GPUs hold; the cores are shared out among them"
-    if fits > 8:
-        return "eight, so that the search still learns from ended trials; the cores are shared out among them"
-    return "as many as there are cores for" if workers else "one for each core"
+        return f"as many as named{shared}"
+    if by_cards:
+        return f"as many as the GPUs hold{shared}"
+    if fits > 8 and not gpus:
+        return f"eight, so that the search still learns from ended trials{shared}"
+    return "as many as there are cores for" if workers or gpus or cpus not in (None, 1) else "one for each core"
 
 
 def _refuse(asked: float, has: float, name: str, processes: int, each: float) -> None:

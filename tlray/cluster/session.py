@@ -26,6 +26,8 @@ SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 """Environment of the driver and, on an existing cluster, of its workers. Read by Ray when it is imported."""
+ALIKE = ("TLRAY_FEATURES_GIB",)
+"""What the workers of an existing cluster take over where the driver's environment has it: they must decide as it does."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,10 @@ def started(cpus: int | None = None) -> Iterator[Session]:
         return
     joined = bool(os.environ.get("RAY_ADDRESS"))
     if joined:
+        alike = {name: os.environ[name] for name in ALIKE if name in os.environ}
         try:
             with _interruptible():
-                ray.init(runtime_env={"env_vars": SETTINGS}, logging_level=logging.ERROR, log_to_driver=False)
+                ray.init(runtime_env={"env_vars": SETTINGS | alike}, logging_level=logging.ERROR, log_to_driver=False)
         except ConnectionError as error:
             raise RunError(
                 f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} cannot be joined ({error}): check that it runs, or unset RAY_ADDRESS to use this "

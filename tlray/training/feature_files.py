@@ -15,7 +15,10 @@ from tlray.errors import ConfigError
 from tlray.storage import RemotePath, place
 
 BUDGET_GIB = 8.0
-"""Room for all features of a node, `$TLRAY_FEATURES_GIB` if that is set; one pair of splits may take half of it."""
+"""Room for all features of a node, `$TLRAY_FEATURES_GIB` if that is set; one pair of splits may take half of it.
+
+What unfinished runs read stays beyond it.
+"""
 PINNED_SECONDS = 86400.0
 """How long a run in an object store keeps features after it has last opened them."""
 RECORD = "extractions.jsonl"
@@ -23,12 +26,12 @@ RECORD = "extractions.jsonl"
 
 
 def budget() -> float:
-    """Bytes that all features of this node may take. Raises ConfigError when the environment names no number."""
+    """Bytes that all features of this node may take. Raises ConfigError when the environment names no number from 0."""
     text = os.environ.get("TLRAY_FEATURES_GIB", str(BUDGET_GIB))
-    try:
-        return max(0.0, float(text)) * 2**30
-    except ValueError:
-        raise ConfigError(f"TLRAY_FEATURES_GIB={text!r} is not a number of GiB: correct it or unset it") from None
+    with contextlib.suppress(ValueError):
+        if (gib := float(text)) >= 0:
+            return gib * 2**30
+    raise ConfigError(f"TLRAY_FEATURES_GIB={text!r} is not a number of GiB: correct it or unset it")
 
 
 def note_extraction(features: Path, **facts: Any) -> None:
@@ -45,20 +48,24 @@ def pin(folder: Path, run: str | None) -> None:
         (pins / digest(run)[:16]).write_text(run)
 
 
-def pinned(folder: Path) -> bool:
-    """Whether a run that has not come to its end reads these features; one in an object store is not asked, but given a day."""
-    return any(_unfinished(pin) for pin in folder.glob("pins/*"))
+def readers(folder: Path) -> set[str]:
+    """The runs that read these features and have not come to their end; one in an object store is not asked, but given a day."""
+    found = set()
+    for pin in folder.glob("pins/*"):
+        with contextlib.suppress(FileNotFoundError):  # evicted by another process meanwhile
+            run, age = pin.read_text(), time.time() - pin.stat().st_mtime
+            if _unfinished(run, age):
+                found.add(run)
+    return found
 
 
-def _unfinished(pin: Path) -> bool:
-    run = place(pin.read_text())
-    if isinstance(run, RemotePath):
-        return time.time() - pin.stat().st_mtime < PINNED_SECONDS
-    if not run.is_dir():
-        return False
+def _unfinished(run: str, age: float) -> bool:
+    folder = place(run)
+    if isinstance(folder, RemotePath):
+        return age < PINNED_SECONDS
     try:
-        return bool(read_json(run / "summary.json")["partial"])
-    except (OSError, ValueError, LookupError, TypeError):
+        return folder.is_dir() and bool(read_json(folder / "summary.json")["partial"])
+    except (OSError, ValueError, LookupError, TypeError):  # also where this user may not look
         return True
 
 
@@ -92,7 +99,7 @@ def evict(features: Path, most: float, keep: str | None = None) -> list[str]:
     for key, size in known.items():
         if total <= most:
             break
-        if key != keep and not pinned(features / key):
+        if key != keep and not readers(features / key):
             with contextlib.suppress(FileNotFoundError):
                 going = features / f".{key}.going-{os.getpid()}"
                 os.replace(features / key, going)  # at once, so that nobody finds half of it

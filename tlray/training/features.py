@@ -6,6 +6,7 @@ It depends on weights and pixels alone, so every trial, epoch and worker of a no
 import functools
 import math
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,11 @@ class Prefix:
         A rule on numbers alone, so that every process decides alike: ResNet-50 at 224 px behind layer2 would be 8.4 GB for
         PneumoniaMNIST's 5,232 images - no; behind layer4, pooled, 43 MB - yes.
         """
-        stored = images * self.size * (2 if precision == "float64" else 1)
-        return self.operations >= LEAST_OPERATIONS * self.size and stored <= budget() / 2
+        return self.operations >= LEAST_OPERATIONS * self.size and self.stored(images, precision) <= budget() / 2
+
+    def stored(self, images: int, precision: str) -> int:
+        """Bytes of the file of so many images' output."""
+        return images * self.size * (2 if precision == "float64" else 1)
 
 
 @functools.lru_cache(maxsize=16)
@@ -136,7 +140,10 @@ def kept_boundaries(task: Task, config: Config) -> list[str]:
 
 
 def feature_key(frozen: Frozen, split_key: str, rows: np.ndarray | None = None) -> str:
-    """Names features by everything they depend on: weights, backbone, boundary, pixels, normalisation, arithmetic and, of some, which."""
+    """Names features by everything they depend on: weights, backbone, boundary, pixels, normalisation, arithmetic, which of some.
+
+    Not by torch's version or the processor, on which their last bits depend: the cache is one node's.
+    """
     model, which = frozen.model, None if rows is None else rows.tolist()
     normalisation, name = [model.mean.tolist(), model.std.tolist()], model.backbone.name
     arithmetic = [frozen.size, frozen.precision, frozen.device.type]
@@ -173,17 +180,18 @@ def extract(frozen: Frozen, split: Split, rows: np.ndarray | None, out: Path) ->
 def cached_features(frozen: Frozen, split: Split, split_key: str, rows: np.ndarray | None, places: Places) -> np.ndarray:
     """The features of the images `rows` of a split (None: all) as `extract` writes them, memory-mapped.
 
-    Extracted by the first process that needs them while others wait; then the least recently used of all that no unfinished run
-    has pinned make room, until the budget is kept.
+    Extracted by the first process that needs them while others wait; the least recently used of all that no unfinished run
+    reads make room before, until the budget is kept.
     """
     features, key = places.folder("features"), feature_key(frozen, split_key, rows)
     folder, made = features / key, False
+    images = len(split) if rows is None else len(rows)
 
     def build(temporary: Path) -> None:
         nonlocal made
+        evict(features, max(0.0, budget() - frozen.prefix.stored(images, frozen.precision)))
         started = time.monotonic()
         lanes = extract(frozen, split, rows, temporary / "features.npy")
-        images = len(split) if rows is None else len(rows)
         note_extraction(features, key=key, images=images, seconds=time.monotonic() - started, lanes=lanes)
         made = True
 
@@ -194,11 +202,13 @@ def cached_features(frozen: Frozen, split: Split, split_key: str, rows: np.ndarr
             pin(folder, places.run)
             found = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:  # evicted by another process since
+            if folder.is_dir() and not (folder / "features.npy").exists():  # by something else, which took the file alone
+                shutil.rmtree(folder, ignore_errors=True)
             continue
-        except ValueError as error:
+        except (ValueError, EOFError) as error:
             raise DataError(f"the features in {folder} are damaged ({error}): delete that folder to have them made anew") from None
         if made:
-            evict(features, budget(), keep=key)
+            evict(features, budget(), keep=key)  # others may have extracted at the same time
         return found
     raise DataError(f"{folder} is deleted as often as it is made: is another program clearing the cache?")
 

@@ -85,9 +85,11 @@ def run_in_lanes(work: Callable[[int], None], items: Iterable[int], most: int) -
 
     try:
         with ThreadPoolExecutor(most) as pool:
-            for done in [pool.submit(lane, index) for index in range(most)]:
-                done.result()
+            try:
+                for done in [pool.submit(lane, index) for index in range(most)]:
+                    done.result()
+            finally:
+                over.set()  # before the pool waits for its threads: Ctrl-C shall not wait for all items
     finally:
-        over.set()
         torch.set_num_threads(before)
     return len(took_part)
