@@ -49,6 +49,23 @@ def test_a_cache_that_is_a_file_is_refused(tmp_path, monkeypatch, capsys, argv):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_what_others_delete_meanwhile_does_not_keep_the_rest(filled, monkeypatch, capsys):
+    before, gone = os.unlink, []
+
+    def unlink(path, **more):  # another process is quicker, once
+        before(path, **more)
+        if not gone:
+            gone.append(path)
+            before(path, **more)
+
+    (filled / "tasks" / "one" / "second").write_bytes(b"0")
+    monkeypatch.setattr(os, "unlink", unlink)
+    assert main(["cache", "clear", "tasks", "downloads"]) == 0
+    assert gone
+    assert not (filled / "tasks").exists()
+    assert capsys.readouterr().out == "tasks: deleted\ndownloads: deleted\n"
+
+
 def test_what_cannot_be_deleted_is_not_said_to_be(filled, tmp_path, capsys):
     (filled / "tasks").rename(tmp_path / "elsewhere")
     (filled / "tasks").symlink_to(tmp_path / "elsewhere")

@@ -111,6 +111,12 @@ def _bytes(folder: Path) -> int:
     return found
 
 
+def _unless_gone(_: object, __: str, raised: tuple[Any, BaseException, Any]) -> None:
+    """For rmtree: what another process has deleted or renamed meanwhile is no error, and the rest goes."""
+    if not isinstance(raised[1], FileNotFoundError):
+        raise raised[1]
+
+
 def clear_cache(places: Places, names: Sequence[str]) -> int:
     """`tlray cache clear NAME...`: delete folders of the cache, features but for the pinned ones; an exit status."""
     from tlray.training.feature_files import evict, sizes
@@ -126,9 +132,7 @@ def clear_cache(places: Places, names: Sequence[str]) -> int:
             print(f"features: {len(evict(folder, 0.0))} deleted, {len(sizes(folder))} kept for unfinished runs")
             continue
         try:
-            shutil.rmtree(folder)
-        except FileNotFoundError:
-            pass
+            shutil.rmtree(folder, onerror=_unless_gone)
         except OSError as error:
             raise ConfigError(f"tlray cache clear {name}: {folder} cannot be deleted ({error.strerror or error})") from None
         print(f"{name}: deleted")
