@@ -50,7 +50,7 @@ STEPS = (
     Step("two_workers", 7),
     Step("memory", 5),
     Step("search_quality", 15),
-    Step("growth", 8),
+    Step("growth", 13),
     Step("many_trials", 10),
     Step("gpu", 10, gpu=True),
     Step("order_by_cost", 6),
