@@ -23,9 +23,10 @@ MET = {True: "yes", False: "**no**", None: ""}
 HEAD = """# Benchmarks
 
 Each file here is one claim and measures it against a fair baseline: the ordinary idiom, well written, with the same model, batches,
-epochs, precision, threads, validation and checkpoints. Both sides are measured in turn in one run. A figure is the median over the
-repeats, with the smallest and the largest in brackets; without a unit it is a ratio, or what its row names. This page is written by
-`python benchmarks/page.py` from `results/`.
+epochs, precision, threads, validation and checkpoints. Both sides are measured in turn in one run. Where a side differs in one of these
+or ran once, its section says so. A figure is the median over the repeats, with the smallest and the largest in brackets; without a unit
+it is a ratio, or what its row names. It is of the commit that its section names, without one of 2026-11-21 or before. This page is
+written by `python benchmarks/page.py` from `results/`.
 
 ## How to run
 

@@ -168,6 +168,7 @@ def main() -> int:
     notes = [
         f"Plain PyTorch had {workers} DataLoader workers. The baselines ran once, between tlray's repeats.",
         "The baselines' checkpoints hold the whole network, as is usual, tlray's what has trained.",
+        "The documented Ray way has no DataLoader workers, with 2 was not tried: its trials fill the cores.",
     ]
     suffix = "" if asked.precision == "float32" else f"_{asked.precision}"
     title = f"A search over the same {len(configs)} trials ({asked.which}, {asked.precision})"

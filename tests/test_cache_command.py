@@ -54,6 +54,7 @@ def test_what_others_delete_meanwhile_does_not_keep_the_rest(filled, monkeypatch
 
     def unlink(path, **more):  # another process is quicker, once
         before(path, **more)
+        assert not (filled / "tasks").exists()  # nobody finds half of it
         if not gone:
             gone.append(path)
             before(path, **more)
@@ -74,6 +75,18 @@ def test_what_cannot_be_deleted_is_not_said_to_be(filled, tmp_path, capsys):
     assert (tmp_path / "elsewhere" / "one" / "file").is_file()
 
 
+def test_what_a_killed_clearing_has_left_goes_with_the_next(filled):
+    (filled / "tasks").rename(filled / ".tasks.going-1")
+    assert main(["cache", "clear", "tasks"]) == 0
+    assert sorted(path.name for path in filled.iterdir()) == ["features", "pretrained"]
+
+
+def test_a_home_of_nobody_is_refused(monkeypatch, capsys):
+    monkeypatch.setenv("TLRAY_CACHE", "~nobody-has-this-name/x")
+    assert main(["cache"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_the_cache_is_found_from_home_and_named_in_full(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     for said, is_ in (("~/x", tmp_path / "x"), ("x", Path.cwd() / "x")):
@@ -87,7 +100,9 @@ def test_a_budget_that_is_none_is_refused_before_anything(filled, tmp_path, monk
     monkeypatch.setenv("TLRAY_FEATURES_GIB", room)
     for argv in (["cache"], ["train", "--task", "digits", "--storage", str(tmp_path / "runs"), "--name", "a"]):
         assert main(argv) == 2
-        assert f"TLRAY_FEATURES_GIB={room!r} is not a number of GiB" in capsys.readouterr().err
+        said = capsys.readouterr()
+        assert f"TLRAY_FEATURES_GIB={room!r} is not a number of GiB" in said.err
+        assert not said.out
     assert not (tmp_path / "runs").exists()
 
 

@@ -3,6 +3,7 @@
 import io
 
 import pytest
+from optuna.distributions import CategoricalDistribution
 from rich.console import Console
 
 from tlray.cluster.resources import Resources
@@ -29,7 +30,8 @@ def entry(**changes):
     figure = {"value": 0.75, "low": 0.5, "high": 0.875}
     winner = {"trial": 3, "epoch": 2, "config": {"unfreeze": "gradual", "lr": 1e-3}, "monitor": 0.9}
     return {
-        "task": "breastmnist", "backbone": "resnet50", "winner": winner, "monitor": "auroc", "trials": {"finished": 4, "stopped": 8},
+        "cell": "breastmnist-resnet50", "task": "breastmnist", "backbone": "resnet50", "winner": winner,
+        "monitor": "auroc", "trials": {"finished": 4, "stopped": 8},
         "test": {"accuracy": figure, "auroc": {"value": 0.8125, "low": 0.75, "high": 0.9375}}, "seeds": None, **changes,
     }  # fmt: skip
 
@@ -70,14 +72,19 @@ def test_the_table_shows_the_mean_over_seeds_with_its_interval(console):
 @pytest.mark.parametrize(
     ("settings", "room", "said"),
     [
-        ({}, "8", "cached behind stem, layer1, layer2, layer3, layer4, in trials with augment=none"),
+        ({"unfreeze": "gradual"}, "8", "cached behind stem, layer1, layer2, layer3, layer4, in trials with augment=none"),
+        ({}, "8", "cached behind layer4, in"),
+        ({"unfreeze": "head_then_full"}, "8", "cached behind layer4, in"),
+        ({"unfreeze": "last_2"}, "8", "cached behind layer2, in"),
+        ({"unfreeze": "first_1"}, "8", "cached behind no stage"),  # all above the first stage trains on what changes
+        ({"epochs": 1, "steps_per_epoch": 1, "batch_size": 2}, "8", "cached behind no stage"),  # too few images are read
         ({}, "0", "cached behind no stage"),
         ({"weights": "none", "unfreeze": "full"}, "8", ""),
         ({"unfreeze": "full"}, "8", ""),
         ({"augment": "flip"}, "8", ""),
     ],
 )
-def test_the_plan_says_behind_which_stages_frozen_features_can_be_cached(
+def test_the_plan_says_behind_which_stages_frozen_features_are_cached(
     console, places, tmp_path, toy_npz, monkeypatch, settings, room, said
 ):
     monkeypatch.setenv("TLRAY_FEATURES_GIB", room)
@@ -87,6 +94,23 @@ def test_the_plan_says_behind_which_stages_frozen_features_can_be_cached(
     print_plan(Run(tmp_path, places, Resources(0, 1, 1, 0.0), console), [cell], 1, 1)
     assert said in printed(console)
     assert ("frozen features" in printed(console)) is bool(said)
+
+
+def test_the_plan_knows_every_schedule_that_a_trial_may_have(console, places, tmp_path, toy_npz):
+    base = Config(task=f"npz:{toy_npz(tmp_path / 'toy.npz')}", backbone="resnet18", weights="imagenet")
+    space = {"unfreeze": CategoricalDistribution(("full", "last_1", "last_9"))}  # the last is none of this backbone
+    cell = Cell("toy", base, open_task(base.task, base.size, places), space, ({"unfreeze": "head"},))
+    print_plan(Run(tmp_path, places, Resources(0, 1, 1, 0.0), console), [cell], 1, 1)
+    assert "cached behind layer3, layer4, in trials" in printed(console)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_table_names_the_arithmetic_where_the_model_has_another(console, precision):
+    cell = entry()
+    cell["winner"]["config"] = {**cell["winner"]["config"], "precision": precision}
+    print_table(console, {"run": "mine", "partial": False, "cells": [cell]})
+    told = f"{cell['cell']}: trained and chosen in bfloat16; model and test figures in float32" in printed(console)
+    assert told is (precision == "bfloat16")
 
 
 @pytest.mark.parametrize("value", [None, float("nan")])

@@ -19,13 +19,17 @@ from typing import Any
 
 from filelock import FileLock
 
-from tlray.errors import unwritable
+from tlray.errors import ConfigError, unwritable
 from tlray.storage import AnyPath, RemotePath, at_hand
 
 
 def default_cache() -> str:
-    """`$TLRAY_CACHE`, else `~/.cache/tlray`; absolute, since trials may run elsewhere."""
-    return str(Path(os.environ.get("TLRAY_CACHE") or "~/.cache/tlray").expanduser().absolute())
+    """`$TLRAY_CACHE`, else `~/.cache/tlray`; absolute, since trials may run elsewhere. Raises ConfigError for a home of nobody."""
+    named = os.environ.get("TLRAY_CACHE") or "~/.cache/tlray"
+    try:
+        return str(Path(named).expanduser().absolute())
+    except RuntimeError:
+        raise ConfigError(f"the cache {named}: there is no such home folder, name another one in TLRAY_CACHE") from None
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,8 @@ def _work(
         print_banner(console, banner)
         many = f"{arguments.seeds} seed{'s' * (arguments.seeds > 1)}"
         say(console, f"Run {run.name} in {folder}; source {chosen_source}, target {chosen_target}, {many}")
+        arithmetic = f"arithmetic in {settings.get('precision', Config.precision)}, unless an arm sets another"
+        say(console, f"  trainings: {resources.describe()}; {arithmetic}")
         try:
             main(Lab(run, chosen_source or "none", chosen_target, tuple(range(arguments.seeds)), samples, settings, ray))
         except KeyboardInterrupt:

@@ -82,13 +82,13 @@ def show_cache(places: Places) -> int:
     from tlray.training.feature_files import RECORD, budget, readers, sizes
 
     _check_cache(places)
-    features = Path(places.cache, "features")
+    features, room = Path(places.cache, "features"), budget()
     held = {key: found for key in sizes(features) if (found := readers(features / key))}
     for name, what in KEPT.items():
         folder = Path(places.cache, name)
         kept = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name != RECORD] if folder.is_dir() else []
         print(f"{name:10}  {_bytes(folder) / 1e6:10,.1f} MB in {len(kept)} entries  {what}")
-    print(f"features may take {budget() / 1e6:,.0f} MB (TLRAY_FEATURES_GIB); {len(held)} of them are pinned by unfinished runs")
+    print(f"features may take {room / 1e6:,.0f} MB (TLRAY_FEATURES_GIB); {len(held)} of them are pinned by unfinished runs")
     for run in sorted(set().union(*held.values())):
         print(f"  {run} is unfinished: resume it, or delete it, and its features can go")
     print(places.cache)
@@ -117,6 +117,16 @@ def _unless_gone(_: object, __: str, raised: tuple[Any, BaseException, Any]) -> 
         raise raised[1]
 
 
+def _delete(folder: Path) -> None:
+    """Delete a folder, and what killed processes have left of it; renamed before, so that nobody finds half of it."""
+    if folder.is_symlink():
+        raise OSError("it is a link")
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(folder, folder.with_name(f".{folder.name}.going-{os.getpid()}"))
+    for going in folder.parent.glob(f".{folder.name}.going-*"):
+        shutil.rmtree(going, onerror=_unless_gone)
+
+
 def clear_cache(places: Places, names: Sequence[str]) -> int:
     """`tlray cache clear NAME...`: delete folders of the cache, features but for the pinned ones; an exit status."""
     from tlray.training.feature_files import evict, sizes
@@ -132,7 +142,7 @@ def clear_cache(places: Places, names: Sequence[str]) -> int:
             print(f"features: {len(evict(folder, 0.0))} deleted, {len(sizes(folder))} kept for unfinished runs")
             continue
         try:
-            shutil.rmtree(folder, onerror=_unless_gone)
+            _delete(folder)
         except OSError as error:
             raise ConfigError(f"tlray cache clear {name}: {folder} cannot be deleted ({error.strerror or error})") from None
         print(f"{name}: deleted")

@@ -21,6 +21,7 @@ from tlray.cluster.resources import Node, Resources, cluster, divide, machine, t
 from tlray.cluster.sampler import check_space
 from tlray.cluster.session import Session, started
 from tlray.config import Config, parse_settings
+from tlray.deploy.card import COMPUTES_IN
 from tlray.errors import Interrupted, RunError, StorageError, raise_unless_of_the_file
 from tlray.lending import shelf_beside
 from tlray.report.page import write_report
@@ -220,8 +221,8 @@ def print_plan(run: Run, cells: list[Cell], trials: int, seeds: int) -> None:
         say(run.console, f"    arithmetic in {cell.base.precision} ({cell.why})")
         plain, frozen = "augment" in cell.space or cell.base.augment == "none", "unfreeze" in cell.space or cell.base.unfreeze != "full"
         if cell.base.weights != "none" and plain and frozen:
-            behind = ", ".join(kept_boundaries(cell.task, cell.base)) or "no stage"
-            say(run.console, f"    frozen features can be cached behind {behind}, in trials with augment=none")
+            behind = ", ".join(kept_boundaries(cell.task, cell.base, cell.plans())) or "no stage"
+            say(run.console, f"    frozen features are cached behind {behind}, in trials with augment=none")
     often = f"{trials} trial{'s' * (trials > 1)} of up to {base.epochs} epochs each"
     say(run.console, f"  {often}, {base.size} px; the best {base.monitor} on validation wins")
     say(run.console, f"  trials: {run.resources.describe()}")
@@ -268,6 +269,9 @@ def print_table(console: Console, summary: dict[str, Any]) -> None:
     kinds = {metric["interval"] for cell in summary["cells"] for metric in (cell["test"] or {}).values() if metric.get("interval")}
     for kind in sorted(kinds):
         say(console, f"intervals: {kind}")
+    for cell in summary["cells"]:
+        if cell["winner"] and (trained := cell["winner"]["config"].get("precision", COMPUTES_IN)) != COMPUTES_IN:
+            say(console, f"{cell['cell']}: trained and chosen in {trained}; model and test figures in {COMPUTES_IN}")
 
 
 def _figure(metric: dict[str, Any] | None) -> str:

@@ -24,6 +24,8 @@ def test_a_comparison_from_the_command_line(flags, tmp_path, capsys, ray_session
     ]
     assert about["conclusion"] in printed
     assert "(chosen)" in printed
+    assert "  trainings: " in printed
+    assert "arithmetic in float32, unless an arm sets another" in printed
     assert main([*flags, "--across", "lr=1e-2,1e-4", "--set", "epochs=2"]) == 2
     assert "exists already" in capsys.readouterr().err
 

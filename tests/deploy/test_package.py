@@ -136,6 +136,12 @@ def test_the_card_says_what_it_is_and_what_it_is_not(saved):
     assert "PHANTOM" not in text
 
 
+def test_the_card_names_the_arithmetic_where_the_model_has_another(saved):
+    assert "It was trained and chosen in" not in (saved() / "README.md").read_text()
+    text = (saved(config={"precision": "bfloat16"}) / "README.md").read_text()
+    assert "It was trained and chosen in `bfloat16`; it computes in float32" in text
+
+
 def test_the_card_of_a_phantom_model_warns_first(saved):
     text = (saved(data={"phantom": True}, banner=["weights were drawn too"]) / "README.md").read_text()
     assert text.index("PHANTOM DATA") < text.index("weights were drawn too") < text.index("An image classifier")

@@ -317,6 +317,21 @@ def test_features_that_another_process_evicts_while_their_readers_are_asked_for_
     assert readers(tmp_path / "key") == set()
 
 
+@pytest.mark.parametrize("wrong", [lambda a: a[:-1], lambda a: a[:, :-1], lambda a: a.astype(np.float64)])
+def test_features_of_another_shape_or_type_are_named(head, own, wrong):
+    config = replace(head, epochs=1)
+    train(config, own)
+    for file in files(own):
+        np.save(file, wrong(np.load(file)))
+    with pytest.raises(DataError, match=r"are damaged \(float.* in place of float32 \["):
+        train(config, own)
+    for file in files(own):
+        Path(file).unlink()
+        Path(file).mkdir()
+    with pytest.raises(DataError, match="are damaged"):
+        train(config, own)
+
+
 def test_features_that_are_cut_to_nothing_are_named_and_missing_ones_made_anew(head, own):
     config = replace(head, epochs=1)
     first, made = numbers(train(config, own)[0][-1].history), files(own)

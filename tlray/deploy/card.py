@@ -8,6 +8,8 @@ KINDS = {
     "ordinal": "says which of {count} ordered classes an image belongs to",
     "multilabel": "says which of {count} findings an image shows; several may be there, or none",
 }
+COMPUTES_IN = "float32"
+"""Arithmetic of every delivered model, whatever it was trained in."""
 SHOWN = (
     "auroc", "accuracy", "balanced_accuracy", "f1", "precision", "recall", "specificity", "average_precision",
     "quadratic_kappa", "ece",
@@ -77,6 +79,7 @@ def _chosen(config: dict[str, Any]) -> str:
     text = (
         f"## How it was chosen\n\nThe best epoch of all trials by {_code(training.get('monitor', 'the monitor'))} on the "
         f"validation split, delivered as it was then, not retrained ({settings}; all settings stand in `config.json`). "
+        f"{_arithmetic(training)}"
         f"Its probabilities are calibrated by a temperature of {config['temperature']:.3f} (Guo et al. 2017, arXiv:1706.04599)."
     )
     if isinstance(threshold, int | float):
@@ -85,6 +88,13 @@ def _chosen(config: dict[str, Any]) -> str:
     elif threshold:
         text += f" Each finding has its own operating threshold ({rule}), in `config.json`."
     return text
+
+
+def _arithmetic(training: dict[str, Any]) -> str:
+    trained = training.get("precision", COMPUTES_IN)
+    if trained == COMPUTES_IN:
+        return ""
+    return f"It was trained and chosen in {_code(trained)}; it computes in {COMPUTES_IN}, and so the figures above were made. "
 
 
 def _origin(config: dict[str, Any]) -> str:

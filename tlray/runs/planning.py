@@ -15,7 +15,7 @@ from tlray.errors import ConfigError
 from tlray.models.backbones import build_backbone
 from tlray.models.weights import imagenet_available, open_weights
 from tlray.training.metrics import chance_metrics, monitor_value
-from tlray.training.phases import phases
+from tlray.training.phases import Phase, phases
 from tlray.training.pretrain import pretraining_config
 from tlray.training.setup import BFLOAT16_TRAINS_FASTER
 
@@ -85,6 +85,15 @@ class Cell:
     space: dict[str, BaseDistribution]
     first: tuple[dict[str, Any], ...]
     why: str = "default"
+
+    def plans(self) -> list[list[Phase]]:
+        """The phases of every schedule that a trial may have."""
+        domain = self.space.get("unfreeze")
+        names = list(domain.choices) if isinstance(domain, CategoricalDistribution) else [self.base.unfreeze]
+        names += [recipe["unfreeze"] for recipe in self.first if "unfreeze" in recipe]
+        stages = build_backbone(self.base.backbone, self.task.channels, 0.0).stage_names
+        configs = [replace(self.base, unfreeze=str(name)) for name in dict.fromkeys(names)]
+        return [phases(config, stages) for config in configs if _allowed(config, {}, stages)]
 
     def epoch_seconds(self, threads: int) -> float | None:
         """Estimated time of an epoch in which everything trains, None for a backbone without figures."""

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from tlray.models.classifier import Classifier
 from tlray.registry import did_you_mean
 from tlray.training.feature_files import budget, evict, note_extraction, pin
 from tlray.training.lanes import run_in_lanes
+from tlray.training.phases import Phase, as_loaded
 from tlray.training.setup import available_threads
 
 FORMAT = 3
@@ -130,13 +132,34 @@ def drawn_rows(task: Task, train: np.ndarray, val: np.ndarray, val_split: Split)
     return needed_rows(len(task.train), train), needed_rows(len(val_split), val)
 
 
-def kept_boundaries(task: Task, config: Config) -> list[str]:
-    """The stages behind which a training without augmentation may read its frozen features from the cache, bottom to top."""
+def worth_caching(config: Config, phase: Phase, drawn: int, extracted: int) -> bool:
+    """Whether a phase with a frozen prefix shall read its output from the cache.
+
+    It shall where it trains on at least a quarter as many images (each counted as often as it comes) as would be extracted for it:
+    extracting a large split for a few batches would cost more than it saves. A rule on numbers alone, so that every run decides alike.
+
+    Args:
+        drawn: images of the split that are trained on.
+        extracted: images of the split whose features would be computed.
+    """
+    of_epoch = config.steps_per_epoch * config.batch_size if config.steps_per_epoch else drawn
+    return 4 * phase.epochs * of_epoch >= extracted
+
+
+def kept_boundaries(task: Task, config: Config, plans: Iterable[Sequence[Phase]]) -> list[str]:
+    """The stages behind which a training by one of these plans reads its frozen features from the cache, bottom to top.
+
+    Where it augments no images; but for the plan it is `config`.
+    """
     train, val, val_split = select(task, config)
     rows = zip(drawn_rows(task, train, val, val_split), (task.train, val_split), strict=True)
-    images = sum(len(split) if needed is None else len(needed) for needed, split in rows)
+    extracted = [len(split) if needed is None else len(needed) for needed, split in rows]
     found = prefixes(config.backbone, task.channels, config.size)
-    return [name for name, prefix in found.items() if prefix.affordable(images, config.precision)]
+    reached = {
+        as_loaded(plan, number, list(found))
+        for plan in plans for number, phase in enumerate(plan) if worth_caching(config, phase, len(train), extracted[0])
+    }  # fmt: skip
+    return [name for name, each in found.items() if each.stages in reached and each.affordable(sum(extracted), config.precision)]
 
 
 def feature_key(frozen: Frozen, split_key: str, rows: np.ndarray | None = None) -> str:
@@ -150,6 +173,13 @@ def feature_key(frozen: Frozen, split_key: str, rows: np.ndarray | None = None) 
     return digest(FORMAT, frozen.encoder, name, frozen.prefix.stages, split_key, normalisation, arithmetic, which)
 
 
+def stored_as(frozen: Frozen, images: int) -> tuple[type[np.floating], tuple[int, ...]]:
+    """Type and shape of the array of so many images' features."""
+    prefix = frozen.prefix
+    shape = prefix.shape if prefix.pooled else (*prefix.shape[1:], prefix.shape[0])
+    return np.float64 if frozen.precision == "float64" else np.float32, (images, *shape)
+
+
 def extract(frozen: Frozen, split: Split, rows: np.ndarray | None, out: Path) -> int:
     """Write the prefix's output for the images `rows` of a split (None: all), in eval mode, to the file `out`; how many cores took part.
 
@@ -158,11 +188,9 @@ def extract(frozen: Frozen, split: Split, rows: np.ndarray | None, out: Path) ->
     """
     model, prefix, device = frozen.model, frozen.prefix, frozen.device
     model.backbone.eval()
-    step = extraction_batch(frozen.size, device)
-    kind, dtype = (np.float64, torch.float64) if frozen.precision == "float64" else (np.float32, torch.float32)
-    shape = prefix.shape if prefix.pooled else (*prefix.shape[1:], prefix.shape[0])
+    step, dtype = extraction_batch(frozen.size, device), torch.float64 if frozen.precision == "float64" else torch.float32
     numbers = np.arange(len(split)) if rows is None else rows
-    found = map_new(out, kind, (len(numbers), *shape))
+    found = map_new(out, *stored_as(frozen, len(numbers)))
 
     @torch.no_grad()
     def batch(start: int) -> None:
@@ -186,6 +214,7 @@ def cached_features(frozen: Frozen, split: Split, split_key: str, rows: np.ndarr
     features, key = places.folder("features"), feature_key(frozen, split_key, rows)
     folder, made = features / key, False
     images = len(split) if rows is None else len(rows)
+    kind, shape = stored_as(frozen, images)
 
     def build(temporary: Path) -> None:
         nonlocal made
@@ -201,11 +230,13 @@ def cached_features(frozen: Frozen, split: Split, split_key: str, rows: np.ndarr
             os.utime(folder)
             pin(folder, places.run)
             found = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+            if (found.dtype, found.shape) != (np.dtype(kind), shape):
+                raise ValueError(f"{found.dtype} {list(found.shape)} in place of {np.dtype(kind)} {list(shape)}")
         except FileNotFoundError:  # evicted by another process since
             if folder.is_dir() and not (folder / "features.npy").exists():  # by something else, which took the file alone
                 shutil.rmtree(folder, ignore_errors=True)
             continue
-        except (ValueError, EOFError) as error:
+        except (ValueError, EOFError, IsADirectoryError) as error:
             raise DataError(f"the features in {folder} are damaged ({error}): delete that folder to have them made anew") from None
         if made:
             evict(features, budget(), keep=key)  # others may have extracted at the same time

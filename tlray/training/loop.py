@@ -9,17 +9,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tlray.cache import Places
-from tlray.config import Config
 from tlray.data.loader import epoch_batches, mix, steps_in_epoch
 from tlray.data.task import Split
 from tlray.errors import ConfigError, NonFiniteLoss
 from tlray.models.autoencoder import Network
 from tlray.models.classifier import Classifier
 from tlray.registry import AUGMENTS
-from tlray.training.features import Frozen, Prefix, cached_features, drawn_rows, extraction_batch, prefix_of
+from tlray.training.features import Frozen, Prefix, cached_features, drawn_rows, extraction_batch, prefix_of, worth_caching
 from tlray.training.objectives import objective_of
 from tlray.training.optim import make_optimizer, rate_factor, set_rates
-from tlray.training.phases import Phase, trained_stages
+from tlray.training.phases import Phase, as_loaded
 from tlray.training.setup import Prepared
 from tlray.training.world import World
 
@@ -71,20 +70,6 @@ def _replicated(above: Above) -> DistributedDataParallel:
     """`above` with gradients averaged over ranks, where they lie; batch-norm's buffers are left to each rank until the epoch's end."""
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # the successor of broadcast_buffers is new in torch 2.15
         return DistributedDataParallel(above, broadcast_buffers=False, gradient_as_bucket_view=True)
-
-
-def worth_caching(config: Config, phase: Phase, drawn: int, extracted: int) -> bool:
-    """Whether a phase with a frozen prefix shall read its output from the cache.
-
-    It shall where it trains on at least a quarter as many images (each counted as often as it comes) as would be extracted for it:
-    extracting a large split for a few batches would cost more than it saves. A rule on numbers alone, so that every run decides alike.
-
-    Args:
-        drawn: images of the split that are trained on.
-        extracted: images of the split whose features would be computed.
-    """
-    of_epoch = config.steps_per_epoch * config.batch_size if config.steps_per_epoch else drawn
-    return 4 * phase.epochs * of_epoch >= extracted
 
 
 @dataclass(frozen=True)
@@ -139,7 +124,7 @@ class PhaseRunner:
         self.batch_norm = trains_batch_norm(self.model, phase)
         drawn = len(prepared.train)
         self.steps = steps_in_epoch(drawn, self.config.batch_size, self.config.steps_per_epoch, world.size, self.batch_norm)
-        untouched = trained_stages(prepared.plan[:number]).isdisjoint(stages[: self.start])  # as the encoder that names the features
+        untouched = as_loaded(prepared.plan, number, stages) > 0  # then the prefix is the encoder's, which names the features
         self.prefix = self._prefix_to_cache(cached) if untouched else None
         self.cached = self.prefix is not None
         self._train_rows, self._val_rows = self._open_rows(places)
@@ -151,7 +136,7 @@ class PhaseRunner:
     def _prefix_to_cache(self, before: bool | None) -> Prefix | None:
         """The frozen prefix where its output is read from the cache, as `before` says or else by rule; None where it is not."""
         task, config, drawn = self.prepared.task, self.config, len(self.prepared.train)
-        if self.start == 0 or config.augment != "none":
+        if config.augment != "none":
             return None
         train, val = (len(split) if rows is None else len(rows) for rows, split in zip(self._needed(), self._splits(), strict=True))
         prefix = prefix_of(config.backbone, task.channels, self.start, config.size)

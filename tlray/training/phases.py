@@ -84,6 +84,12 @@ def trained_stages(plan: Sequence[Phase]) -> set[str]:
     return {name for phase in plan for name in phase.trainable}
 
 
+def as_loaded(plan: Sequence[Phase], number: int, stages: Sequence[str]) -> int:
+    """Length of the frozen prefix of phase `number`, 0 where a phase before has trained a part of it."""
+    start = plan[number].first_trainable(stages)
+    return start if trained_stages(plan[:number]).isdisjoint(stages[:start]) else 0
+
+
 def has_backbone_phase(unfreeze: str) -> bool:
     """Whether any stage of the backbone ever trains under this schedule."""
     return unfreeze != "head"
