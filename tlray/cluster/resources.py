@@ -122,8 +122,9 @@ def divide(
             raise RunError(f"--{name} {value} is out of range: at least 1")
     if elastic and workers < 2:
         raise RunError(f"--elastic with --workers-per-trial {workers}: there is nothing to shrink, name at least two workers")
-    if workers < 0 or (gpus is not None and not gpus >= 0):
-        raise RunError("--workers-per-trial and --gpus-per-trial cannot be negative")
+    for name, number in (("workers-per-trial", workers), ("gpus-per-trial", 0 if gpus is None else gpus)):
+        if not number >= 0:  # nan is not either
+            raise RunError(f"--{name} {number:g} is out of range: at least 0")
     if gpus and (gpus < 1e-4 or (gpus > 1 and gpus % 1 != 0)):  # Ray counts in ten-thousandths
         raise RunError(f"--gpus-per-trial {gpus:g} is out of range: a share of one GPU, from .0001 to 1, or a whole number of them")
     total_cpus, total_gpus = int(total(nodes, "CPU")), total(nodes, "GPU")
