@@ -175,7 +175,7 @@ MISTAKES = {
     "shortened flag": Mistake("--tasks digits --off", ("--off", "--help")),
     "nonsense rule": Mistake("--tasks digits --threshold-rule best", ("'best'", "youden", "sensitivity@")),
     "workers that do not fit": Mistake("--tasks digits --workers-per-trial 64", ("64 CPUs", "lower --workers-per-trial")),
-    "negative workers": Mistake("--tasks digits --workers-per-trial -1", ("--workers-per-trial", "negative")),
+    "negative workers": Mistake("--tasks digits --workers-per-trial -1", ("--workers-per-trial -1 is out of range",)),
     "GPUs that are not there": Mistake("--tasks digits --gpus-per-trial 99", ("99 GPU", "lower", "--gpus-per-trial")),
     "no data folder": Mistake("--tasks digits --data {tmp}/nowhere", ("--data {tmp}/nowhere", "check the path")),
     "missing npz": Mistake("--tasks npz:{tmp}/no.npz --weights none", ("{tmp}/no.npz", "there is no file")),
