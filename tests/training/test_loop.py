@@ -10,8 +10,9 @@ from trainings import config_of, numbers, train
 
 from tlray.cache import Places
 from tlray.registry import UNFREEZE
+from tlray.training.features import worth_caching
 from tlray.training.fit import fit
-from tlray.training.loop import near, worth_caching
+from tlray.training.loop import near
 from tlray.training.phases import Phase
 
 
